@@ -1,0 +1,157 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Workflows over millions of items at columnar speed.
+#[derive(Debug, Parser)]
+#[command(name = "rowmill", version, about, propagate_version = true, arg_required_else_help = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    #[command(flatten)]
+    pub(crate) global: Global,
+}
+
+/// Flags that every command takes. Each is a setting of the configuration, which they win over.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Global {
+    /// Configuration file [default: rowmill.yaml here, if it exists]
+    #[arg(long, global = true, value_name = "FILE", env = "ROWMILL_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// Memory that the process may use, such as 2GB [setting: execution.memory]
+    #[arg(long, global = true, value_name = "SIZE")]
+    pub(crate) memory: Option<String>,
+    /// Threads that compute [setting: execution.threads]
+    #[arg(long, global = true, value_name = "N")]
+    pub(crate) threads: Option<String>,
+    /// Any other setting, such as --option execution.batch_rows=65536
+    #[arg(long = "option", global = true, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub(crate) options: Vec<(String, String)>,
+    /// How results and errors are printed [setting: output.format]
+    #[arg(long, global = true, value_name = "FORMAT", value_enum)]
+    pub(crate) output: Option<OutputFormat>,
+}
+
+/// For people or for machines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputFormat {
+    /// Tables.
+    Table,
+    /// One JSON document.
+    Json,
+}
+
+/// Parameters and variables of a workflow.
+#[derive(Debug, clap::Args)]
+pub(crate) struct WorkflowArguments {
+    /// The workflow: a .yaml or a .sql file
+    #[arg(value_name = "WORKFLOW")]
+    pub(crate) path: PathBuf,
+    /// A parameter, such as --set month=2
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = key_value)]
+    pub(crate) set: Vec<(String, String)>,
+    /// A file of variables (YAML: name: value)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) vars: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a workflow to its end
+    Run {
+        #[command(flatten)]
+        workflow: WorkflowArguments,
+        /// How progress is shown [setting: output.progress]
+        #[arg(long, value_name = "MODE", value_parser = ["auto", "plain", "bar", "none"])]
+        progress: Option<String>,
+        /// Print the first rows of each result
+        #[arg(long, value_name = "ROWS", num_args = 0..=1, default_missing_value = "10")]
+        preview: Option<usize>,
+    },
+    /// Check a workflow to its last column, without running it
+    Check {
+        #[command(flatten)]
+        workflow: WorkflowArguments,
+    },
+    /// Show what a workflow will do
+    Explain {
+        #[command(flatten)]
+        workflow: WorkflowArguments,
+        /// text shows stages and plans; the others draw the graph of steps
+        #[arg(long, value_enum, default_value_t = ExplainFormat::Text)]
+        format: ExplainFormat,
+    },
+    /// Write a small workflow that runs, to start from
+    Init {
+        /// Folder to write into
+        #[arg(default_value = ".")]
+        folder: PathBuf,
+    },
+    /// Run SQL over files: FROM 'data.parquet'
+    Sql {
+        /// The query; without it and without --file, an interactive prompt
+        query: Option<String>,
+        /// Read the SQL from a file
+        #[arg(long, short, value_name = "FILE", conflicts_with = "query")]
+        file: Option<PathBuf>,
+        /// How rows are printed
+        #[arg(long, value_enum, default_value_t = RowFormat::Table)]
+        format: RowFormat,
+    },
+    /// Show the configuration, or the schemas that editors complete by
+    Config {
+        #[command(subcommand)]
+        action: ConfigAction,
+    },
+    /// Explain an error code, such as RM0304
+    Error {
+        /// The code
+        code: String,
+    },
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum ConfigAction {
+    /// Every setting with its value and where it comes from
+    Show,
+    /// JSON schema of workflows
+    WorkflowSchema,
+    /// JSON schema of configuration files
+    ConfigSchema,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExplainFormat {
+    /// Stages and physical plans
+    Text,
+    /// A Mermaid flowchart
+    Mermaid,
+    /// A Graphviz graph
+    Dot,
+    /// Everything, for machines
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RowFormat {
+    /// A table
+    Table,
+    /// Comma-separated values
+    Csv,
+    /// One JSON object a line
+    Json,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
+        _ => Err("write NAME=VALUE".to_owned()),
+    }
+}

@@ -1,0 +1,65 @@
+//! One file per command.
+
+mod check;
+mod config;
+mod explain;
+mod init;
+mod run;
+mod sql;
+
+use std::sync::Arc;
+
+use clap::CommandFactory as _;
+use rowmill::{Diagnostics, Inputs, Session, Workflow, load, load_vars};
+
+use crate::args::{Arguments, Command, WorkflowArguments};
+use crate::exit;
+use crate::output::failure;
+use crate::settings::Settings;
+
+/// Runs the command and gives the exit code.
+pub(crate) async fn dispatch(arguments: Arguments, settings: Settings) -> u8 {
+    match arguments.command {
+        Command::Run { workflow, preview, .. } => run::run(&workflow, preview, &settings).await,
+        Command::Check { workflow } => check::check(&workflow, &settings).await,
+        Command::Explain { workflow, format } => explain::explain(&workflow, format, &settings).await,
+        Command::Init { folder } => init::init(&folder),
+        Command::Sql { query, file, format } => sql::sql(query, file, format, &settings).await,
+        Command::Config { action } => config::config(action, &settings),
+        Command::Error { code } => config::error(&code),
+        Command::Completions { shell } => {
+            completions(shell);
+            exit::SUCCESS
+        }
+    }
+}
+
+/// Prints a completion script.
+pub(crate) fn completions(shell: clap_complete::Shell) {
+    clap_complete::generate(shell, &mut Arguments::command(), "rowmill", &mut std::io::stdout());
+}
+
+/// A session as configured; otherwise the exit code, the reason being told.
+fn open_session(settings: &Settings) -> Result<Session, u8> {
+    let refuse = |reports: &Diagnostics| failure(reports, settings.is_json(), settings.is_colored());
+    let options = settings.session_options().map_err(|reports| refuse(&reports))?;
+    Session::try_new(options).map_err(|error| refuse(&Session::report(&error)))
+}
+
+/// A workflow with its inputs; otherwise the exit code, the reason being told.
+fn open_workflow(arguments: &WorkflowArguments, settings: &Settings) -> Result<(Arc<Workflow>, Inputs), u8> {
+    let refuse = |reports: &Diagnostics| failure(reports, settings.is_json(), settings.is_colored());
+    let (workflow, mut inputs) = load(&arguments.path).map_err(|reports| refuse(&reports))?;
+    inputs.params = arguments.set.clone();
+    if let Some(path) = &arguments.vars {
+        inputs.vars = load_vars(path, &workflow).map_err(|reports| refuse(&reports))?;
+    }
+    Ok((workflow, inputs))
+}
+
+/// Prints warnings, where there are any.
+fn warn(warnings: &Diagnostics, settings: &Settings) {
+    if !warnings.reports.is_empty() && !settings.is_json() {
+        eprint!("{}", warnings.render(settings.is_colored()));
+    }
+}

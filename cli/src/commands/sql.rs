@@ -1,0 +1,212 @@
+//! `rowmill sql`: SQL over files, once or at a prompt.
+
+use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use arrow::array::RecordBatch;
+use arrow::util::pretty::pretty_format_batches;
+use futures::StreamExt as _;
+use rowmill::Session;
+use rowmill::spec::{Diagnostic, Diagnostics};
+use rustyline::DefaultEditor;
+use rustyline::error::ReadlineError;
+
+use super::open_session;
+use crate::args::RowFormat;
+use crate::exit;
+use crate::output::{count, duration, failure};
+use crate::settings::Settings;
+
+/// Rows that a table shows at most; the other formats print all.
+const TABLE_ROWS: usize = 1_000;
+
+type Context = rowmill::SqlContext;
+
+/// Runs `query`, the file's statements, what stands on standard input, or a prompt.
+pub(crate) async fn sql(query: Option<String>, file: Option<PathBuf>, format: RowFormat, settings: &Settings) -> u8 {
+    let session = match open_session(settings) {
+        Ok(session) => session,
+        Err(code) => return code,
+    };
+    let context = session.sql_context();
+    let text = match (query, file) {
+        (Some(query), _) => query,
+        (None, Some(path)) => match rowmill::read_text(&path) {
+            Ok(text) => text,
+            Err(reports) => return failure(&reports, settings.is_json(), settings.is_colored()),
+        },
+        (None, None) if std::io::stdin().is_terminal() => return prompt(&context, format, settings).await,
+        (None, None) => {
+            let mut text = String::new();
+            if let Err(error) = std::io::stdin().read_to_string(&mut text) {
+                eprintln!("error: cannot read standard input: {error}");
+                return exit::ENVIRONMENT;
+            }
+            text
+        }
+    };
+    match execute(&context, &text, format, settings).await {
+        Ok(_) => exit::SUCCESS,
+        Err(code) => code,
+    }
+}
+
+/// Runs every statement of `text` and prints what each answers. Gives the number of rows.
+async fn execute(context: &Context, text: &str, format: RowFormat, settings: &Settings) -> Result<u64, u8> {
+    let refuse = |reports: &Diagnostics| failure(reports, settings.is_json(), settings.is_colored());
+    let statements = rowmill::split_statements(text).map_err(|error| refuse(&Session::report(&error)))?;
+    if statements.is_empty() {
+        let nothing =
+            Diagnostic::error("RM0301", "there is no SQL to run").help("give one statement, such as \"SELECT 1\"");
+        return Err(refuse(&Diagnostics { reports: vec![nothing], ..Diagnostics::default() }));
+    }
+    let mut rows = 0;
+    for statement in statements {
+        rows += one(context, statement, format).await.map_err(|error| refuse(&Session::report(&error)))?;
+    }
+    Ok(rows)
+}
+
+async fn one(context: &Context, statement: rowmill::SqlStatement, format: RowFormat) -> Result<u64, rowmill::SqlError> {
+    let plan = context.state().statement_to_plan(statement).await?;
+    let frame = context.execute_logical_plan(plan).await?;
+    let schema = std::sync::Arc::new(frame.schema().as_arrow().clone());
+    let mut stream = frame.execute_stream().await?;
+    let mut printer = Printer::new(format);
+    let mut rows = 0;
+    let mut held: Vec<RecordBatch> = Vec::new();
+    let mut held_rows = 0;
+    while let Some(batch) = stream.next().await.transpose()? {
+        rows += batch.num_rows() as u64;
+        match format {
+            RowFormat::Table => {
+                let left = TABLE_ROWS - held_rows;
+                held_rows += batch.num_rows().min(left);
+                held.push(batch.slice(0, batch.num_rows().min(left)));
+            }
+            _ => printer.print(&batch)?,
+        }
+    }
+    match format {
+        RowFormat::Table if schema.fields().is_empty() => {}
+        RowFormat::Table => {
+            if held.is_empty() {
+                held.push(RecordBatch::new_empty(schema));
+            }
+            println!("{}", pretty_format_batches(&held)?);
+            if rows > TABLE_ROWS as u64 {
+                println!("{} of {} rows shown", count(TABLE_ROWS as u64), count(rows));
+            }
+        }
+        _ => {
+            if rows == 0 {
+                printer.print(&RecordBatch::new_empty(schema))?;
+            }
+            printer.finish()?;
+        }
+    }
+    Ok(rows)
+}
+
+/// Writes batches to standard output as they come.
+enum Printer {
+    Csv(Box<arrow::csv::Writer<std::io::Stdout>>),
+    Json(Box<arrow::json::LineDelimitedWriter<std::io::Stdout>>),
+    Table,
+}
+
+impl Printer {
+    fn new(format: RowFormat) -> Printer {
+        match format {
+            RowFormat::Table => Printer::Table,
+            RowFormat::Csv => {
+                Printer::Csv(Box::new(arrow::csv::WriterBuilder::new().with_header(true).build(std::io::stdout())))
+            }
+            RowFormat::Json => Printer::Json(Box::new(arrow::json::LineDelimitedWriter::new(std::io::stdout()))),
+        }
+    }
+
+    fn print(&mut self, batch: &RecordBatch) -> Result<(), rowmill::SqlError> {
+        match self {
+            Printer::Csv(writer) => writer.write(batch)?,
+            Printer::Json(writer) => writer.write(batch)?,
+            Printer::Table => {}
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), rowmill::SqlError> {
+        if let Printer::Json(writer) = self {
+            writer.finish()?;
+        }
+        Ok(std::io::stdout().flush()?)
+    }
+}
+
+async fn prompt(context: &Context, format: RowFormat, settings: &Settings) -> u8 {
+    let mut editor = match DefaultEditor::new() {
+        Ok(editor) => editor,
+        Err(error) => {
+            eprintln!("error: no prompt: {error}");
+            return exit::ENVIRONMENT;
+        }
+    };
+    let history = history_file();
+    if let Some(path) = &history
+        && let Err(error) = editor.load_history(path)
+    {
+        tracing::debug!(%error, "no history");
+    }
+    println!("SQL over files: SELECT * FROM 'data.parquet' LIMIT 5;   (\\q to leave)");
+    let mut pending = String::new();
+    loop {
+        let line = editor.readline(if pending.is_empty() { "rowmill> " } else { "     ... " });
+        match line {
+            Ok(line) => {
+                if pending.is_empty() && matches!(line.trim(), "\\q" | "quit" | "exit" | ".quit" | ".exit") {
+                    break;
+                }
+                pending.push_str(&line);
+                pending.push('\n');
+                if !pending.trim_end().ends_with(';') {
+                    if pending.trim().is_empty() {
+                        pending.clear();
+                    }
+                    continue;
+                }
+                let statement = std::mem::take(&mut pending);
+                if let Err(error) = editor.add_history_entry(statement.trim()) {
+                    tracing::debug!(%error, "the line is not remembered");
+                }
+                let started = Instant::now();
+                // What is wrong was told; the prompt goes on.
+                if let Ok(rows) = execute(context, &statement, format, settings).await {
+                    println!("{} rows in {}", count(rows), duration(started.elapsed()));
+                }
+            }
+            Err(ReadlineError::Interrupted) => pending.clear(),
+            Err(ReadlineError::Eof) => break,
+            Err(error) => {
+                eprintln!("error: {error}");
+                break;
+            }
+        }
+    }
+    if let Some(path) = history
+        && let Err(error) = editor.save_history(&path)
+    {
+        tracing::debug!(%error, "the history is not kept");
+    }
+    exit::SUCCESS
+}
+
+fn history_file() -> Option<PathBuf> {
+    let folder = match std::env::var_os("XDG_STATE_HOME").filter(|folder| !folder.is_empty()) {
+        Some(folder) => PathBuf::from(folder),
+        None => PathBuf::from(std::env::var_os("HOME")?).join(".local").join("state"),
+    }
+    .join("rowmill");
+    std::fs::create_dir_all(&folder).ok()?;
+    Some(folder.join("sql_history"))
+}

@@ -1,0 +1,159 @@
+//! What is printed: numbers that people can read, tables, reports.
+
+use std::time::Duration;
+
+use rowmill::{Diagnostics, RunReport};
+use serde_json::{Value as Json, json};
+
+/// `1,234,567`
+pub(crate) fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// `1.2 M`
+pub(crate) fn short(number: f64) -> String {
+    let units = [(1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")];
+    match units.iter().find(|(size, _)| number >= *size) {
+        Some((size, unit)) => format!("{:.1}{unit}", number / size),
+        None => format!("{number:.0} "),
+    }
+}
+
+/// `1.2 MB`
+pub(crate) fn bytes(number: u64) -> String {
+    format!("{}B", short(number as f64))
+}
+
+/// `1.24 s`, `3 m 05 s`
+pub(crate) fn duration(duration: Duration) -> String {
+    let seconds = duration.as_secs_f64();
+    match duration.as_secs() {
+        0 if seconds < 0.1 => format!("{:.1} ms", seconds * 1e3),
+        0..60 => format!("{seconds:.2} s"),
+        whole => format!("{} m {:02} s", whole / 60, whole % 60),
+    }
+}
+
+/// Rows as a table with a header; columns whose every cell is numeric stand to the right.
+pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let widths: Vec<usize> = (0..header.len())
+        .map(|column| {
+            let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+            cells.chain([header[column].chars().count()]).max().unwrap_or(0)
+        })
+        .collect();
+    let numeric: Vec<bool> = (0..header.len())
+        .map(|column| {
+            let mut cells = rows.iter().filter_map(|row| row.get(column)).peekable();
+            cells.peek().is_some() && cells.all(|cell| cell.starts_with(|c: char| c.is_ascii_digit()))
+        })
+        .collect();
+    let line = |cells: Vec<&str>| {
+        let mut text = String::from(" ");
+        for (column, cell) in cells.iter().enumerate() {
+            let width = widths[column];
+            match numeric[column] {
+                true => text.push_str(&format!(" {cell:>width$} ")),
+                false => text.push_str(&format!(" {cell:<width$} ")),
+            }
+        }
+        text.trim_end().to_owned() + "\n"
+    };
+    let mut text = line(header.to_vec());
+    for row in rows {
+        text.push_str(&line(row.iter().map(String::as_str).collect()));
+    }
+    text
+}
+
+/// The end of a run, for people.
+pub(crate) fn summary(report: &RunReport) -> String {
+    let seconds = report.elapsed.as_secs_f64().max(1e-9);
+    let mut text =
+        format!("workflow {} succeeded in {} (run {})\n", report.workflow, duration(report.elapsed), report.id);
+    if report.replanned {
+        text.push_str("memory ran out in a hash join; the run started over with sort-merge joins\n");
+    }
+    if !report.steps.is_empty() {
+        let rows: Vec<Vec<String>> = report
+            .steps
+            .iter()
+            .map(|step| {
+                vec![
+                    step.name.clone(),
+                    step.class.clone(),
+                    count(step.rows),
+                    short(step.rows as f64 / seconds),
+                    bytes(step.bytes),
+                ]
+            })
+            .collect();
+        text.push_str(&table(&["step", "class", "rows", "rows/s", "bytes"], &rows));
+    }
+    if !report.unneeded.is_empty() {
+        text.push_str(&format!("  not needed, not run: {}\n", report.unneeded.join(", ")));
+    }
+    let rows: Vec<Vec<String>> =
+        report.sinks.iter().map(|sink| vec![sink.name.clone(), count(sink.rows), sink.path.clone()]).collect();
+    text.push_str(&table(&["sink", "rows", "path"], &rows));
+    text
+}
+
+/// The end of a run, for machines.
+pub(crate) fn summary_json(report: &RunReport) -> Json {
+    json!({
+        "outcome": "succeeded",
+        "run": report.id.to_string(),
+        "workflow": report.workflow,
+        "elapsed_s": report.elapsed.as_secs_f64(),
+        "replanned": report.replanned,
+        "steps": report.steps.iter().map(|step| json!({
+            "name": step.name, "class": step.class, "rows": step.rows, "bytes": step.bytes, "batches": step.batches,
+        })).collect::<Vec<_>>(),
+        "unneeded": report.unneeded,
+        "sinks": report.sinks.iter().map(|sink| json!({
+            "name": sink.name, "path": sink.path, "rows": sink.rows,
+        })).collect::<Vec<_>>(),
+        "warnings": report.warnings.to_json(),
+    })
+}
+
+/// Prints reports where they belong: JSON on standard output, text on standard error. Gives the exit code.
+pub(crate) fn failure(reports: &Diagnostics, json: bool, color: bool) -> u8 {
+    let code = crate::exit::code(reports);
+    match json {
+        true => println!("{}", json!({"outcome": "failed", "exit_code": code, "errors": reports.to_json()})),
+        false => {
+            eprint!("{}", reports.render(color));
+            let errors = reports.reports.len();
+            if errors > 1 {
+                eprintln!("{errors} errors");
+            }
+        }
+    }
+    code
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!(count(0), "0");
+        assert_eq!(count(336_776), "336,776");
+        assert_eq!(count(1_000), "1,000");
+        assert_eq!(short(999.0), "999 ");
+        assert_eq!(short(1_234_567.0), "1.2 M");
+        assert_eq!(duration(Duration::from_millis(1_240)), "1.24 s");
+        assert_eq!(duration(Duration::from_secs(185)), "3 m 05 s");
+    }
+}

@@ -1,0 +1,137 @@
+//! Wrong input of every kind: a clear report, the right exit code, nothing half-written.
+
+use std::time::{Duration, Instant};
+
+use crate::support::Scratch;
+
+const FLOW: &str = "rowmill: 1\nname: f\nsources:\n  t: {path: a.csv}\nsteps:\n  s: {sql: SELECT * FROM t}\nsinks:\n  out: {from: s, path: out/o.csv}\n";
+
+#[test]
+fn missing_and_broken_files() {
+    let scratch = Scratch::new();
+    scratch.run(FLOW).fails(1, &["RM0502", "a.csv", "flow.yaml:4"]);
+    scratch.write("a.csv", "id,x\n1,2\n3\n");
+    scratch.run(FLOW).fails(1, &["RM06", "step `s`"]);
+    scratch.write("torn.parquet", b"PAR1 this is no parquet");
+    scratch.run(&FLOW.replace("a.csv", "torn.parquet")).fails(1, &["RM0505", "torn.parquet"]);
+    scratch.write("empty.parquet", b"");
+    scratch.run(&FLOW.replace("a.csv", "empty.parquet")).fails(1, &["RM0505", "is empty"]);
+    scratch.write("empty.csv", b"");
+    scratch.run(&FLOW.replace("a.csv", "empty.csv")).fails(1, &["RM0505", "columns are not known"]);
+    scratch.write("what", b"x");
+    scratch.run(&FLOW.replace("a.csv", "what")).fails(1, &["RM0504", "format"]);
+    assert!(scratch.names("out").is_empty());
+}
+
+#[test]
+fn a_bad_value_names_its_step() {
+    let scratch = Scratch::new();
+    scratch.write("a.csv", "id,x\n1,2\n2,two\n");
+    scratch
+        .run(&FLOW.replace("SELECT * FROM t", "SELECT CAST(x AS BIGINT) AS x FROM t"))
+        .fails(1, &["RM0601", "step `s`", "two", "TRY_CAST"]);
+    assert!(scratch.names("out").is_empty(), "{:?}", scratch.names("out"));
+}
+
+#[test]
+fn sinks_in_impossible_places() {
+    let scratch = Scratch::new();
+    scratch.write("a.csv", "id\n1\n");
+    scratch.write("file", "x");
+    scratch.run(&FLOW.replace("out/o.csv", "file/o.csv")).fails(1, &["RM0510", "is a file"]);
+    scratch.run(&FLOW.replace("out/o.csv", "file/")).fails(1, &["RM0510"]);
+    std::fs::create_dir(scratch.path("folder.csv")).unwrap();
+    scratch.run(&FLOW.replace("out/o.csv", "folder.csv")).fails(1, &["RM0510", "is a directory"]);
+    scratch.run(&FLOW.replace("out/o.csv", "/proc/nothing/o.csv")).fails(75, &["RM070", "/proc"]);
+    scratch.run(&FLOW.replace("out/o.csv", "http://127.0.0.1:1/o.csv")).fails(1, &["RM0510"]);
+}
+
+#[test]
+fn a_source_that_changes_is_noticed() {
+    let scratch = Scratch::new();
+    let mut text = String::from("id\n");
+    (0..3_000_000).for_each(|id| text.push_str(&format!("{id}\n")));
+    scratch.write("a.csv", &text);
+    scratch.write("flow.yaml", FLOW.replace("SELECT * FROM t", "SELECT id, md5(id::varchar) AS h FROM t"));
+    let mut child = scratch.command().args(["run", "flow.yaml"]).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while scratch.names("out").is_empty() {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    scratch.write("a.csv", "id\n1\n");
+    let status = child.wait().unwrap();
+    let mut report = String::new();
+    std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut report).unwrap();
+    assert_eq!(status.code(), Some(1), "{report}");
+    assert!(scratch.names("out").is_empty(), "{:?}", scratch.names("out"));
+}
+
+#[test]
+fn workflows_that_attack_the_reader() {
+    let scratch = Scratch::new();
+    let started = Instant::now();
+    let bomb = "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b]\nrowmill: 1\nname: bomb\n";
+    scratch.run(bomb).fails(1, &["RM01"]);
+    let deep = format!("rowmill: 1\nname: deep\nsteps: {}{}\n", "[".repeat(100_000), "]".repeat(100_000));
+    scratch.run(&deep).fails(1, &["RM0102"]);
+    let nested = format!(
+        "rowmill: 1\nname: n\nsteps:\n  s: {{sql: \"SELECT {}1{} AS x\"}}\nsinks:\n  o: {{from: s, path: o.csv}}\n",
+        "(".repeat(5_000),
+        ")".repeat(5_000)
+    );
+    scratch.run(&nested).fails(1, &["RM0301"]);
+    // 200 MB, refused before it is read.
+    let file = std::fs::File::create(scratch.path("large.yaml")).unwrap();
+    file.set_len(200 << 20).unwrap();
+    scratch.rowmill(&["run", "large.yaml"]).fails(1, &["RM0102"]);
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+}
+
+#[test]
+fn many_steps_compile_or_meet_the_documented_limit() {
+    let scratch = Scratch::new();
+    let flow = |steps: usize| {
+        let mut text = String::from("rowmill: 1\nname: many\nsources:\n  s0: {range: {start: 0, end: 10}}\nsteps:\n");
+        for step in 1..=steps {
+            text.push_str(&format!("  s{step}: {{sql: SELECT value + 1 AS value FROM s{}}}\n", step - 1));
+        }
+        text.push_str(&format!("sinks:\n  out: {{from: s{steps}, path: out.csv}}\n"));
+        text
+    };
+    scratch.run(&flow(300)).ok();
+    assert_eq!(std::fs::read_to_string(scratch.path("out.csv")).unwrap().lines().nth(1), Some("300"));
+    scratch.run(&flow(10_001)).fails(1, &["RM0208"]);
+}
+
+#[test]
+fn configuration_is_strict() {
+    let scratch = Scratch::new();
+    scratch.write("a.csv", "id\n1\n");
+    scratch.write("rowmill.yaml", "execution: {memry: 1GB}\n");
+    scratch.run(FLOW).fails(2, &["RM0405", "memory"]);
+    scratch.write("rowmill.yaml", "execution: {memory: 1GB, threads: 2}\n");
+    scratch.run(FLOW).ok();
+    let shown = scratch.rowmill(&["config", "show"]).ok().out;
+    assert!(shown.contains("project file rowmill.yaml"), "{shown}");
+    let answer = scratch.command().args(["run", "flow.yaml"]).env("ROWMILL_EXECUTION__MEMRY", "1GB").output().unwrap();
+    assert_eq!(answer.status.code(), Some(2));
+    scratch.rowmill(&["run", "flow.yaml", "--memory", "lots"]).fails(2, &["RM0406"]);
+    scratch.rowmill(&["run", "flow.yaml", "--nonsense"]).fails(2, &["--nonsense"]);
+}
+
+#[test]
+fn a_secret_is_printed_nowhere() {
+    let scratch = Scratch::new();
+    let canary = "canary-7f3a";
+    scratch.write("rowmill.yaml", "object_store:\n  s3: {endpoint: \"http://127.0.0.1:1\", allow_http: true, region: x, access_key_id: env:KEY, secret_access_key: env:KEY}\n");
+    scratch.write("flow.yaml", FLOW.replace("a.csv", "s3://bucket/a.csv"));
+    for arguments in
+        [&["run", "flow.yaml", "--option", "log.level=trace"][..], &["check", "flow.yaml"], &["config", "show"]]
+    {
+        let answer = scratch.command().args(arguments).env("KEY", canary).output().unwrap();
+        let said = format!("{}{}", String::from_utf8_lossy(&answer.stdout), String::from_utf8_lossy(&answer.stderr));
+        assert!(!said.contains(canary), "{arguments:?}: {said}");
+    }
+    scratch.rowmill(&["check", "flow.yaml"]).fails(75, &["RM0410", "KEY"]);
+}

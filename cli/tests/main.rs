@@ -1,0 +1,12 @@
+//! The command as a user runs it: real processes, real files, exit codes and what is printed.
+
+#![allow(clippy::allow_attributes, reason = "the next line")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed expectation is a failed test")]
+
+mod bad_input;
+mod corpus;
+mod examples;
+mod running;
+mod sinks;
+mod sources;
+mod support;

@@ -1,0 +1,126 @@
+//! Sinks: replaced whole, never mixed, valid when empty.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crate::support::Scratch;
+
+#[test]
+fn an_empty_result_is_a_valid_file() {
+    let scratch = Scratch::new();
+    let mut sinks = String::new();
+    for (at, path) in ["e.parquet", "e.csv", "e.arrow", "dir/", "parts/"].iter().enumerate() {
+        let partitions = if *path == "parts/" { ", partition_by: [k]" } else { "" };
+        sinks.push_str(&format!("  o{at}: {{from: s, path: out/{path}{partitions}}}\n"));
+    }
+    scratch
+        .run(&format!("rowmill: 1\nname: empty\nsources:\n  n: {{range: {{start: 0, end: 10}}}}\nsteps:\n  s: {{sql: \"SELECT value, value % 2 AS k, 'x' AS t FROM n WHERE value < 0\"}}\nsinks:\n{sinks}"))
+        .ok();
+    assert_eq!(scratch.rowmill(&["sql", "SELECT * FROM 'out/e.parquet'", "--format", "csv"]).ok().out, "value,k,t\n");
+    assert_eq!(std::fs::read_to_string(scratch.path("out/e.csv")).unwrap(), "value,k,t\n");
+    for source in
+        ["path: out/e.parquet", "path: out/e.arrow", "path: out/dir/", "path: out/parts/, partitions: {k: int64}"]
+    {
+        scratch
+            .run(&format!("rowmill: 1\nname: back\nsources:\n  t: {{{source}}}\nsteps:\n  s: {{sql: \"SELECT count(*) AS n, sum(value) AS v, max(t) AS t FROM t\"}}\nsinks:\n  out: {{from: s, path: back.csv}}\n"))
+            .ok();
+        assert_eq!(std::fs::read_to_string(scratch.path("back.csv")).unwrap(), "n,v,t\n0,,\n", "{source}");
+    }
+}
+
+#[test]
+fn a_directory_is_exchanged_whole() {
+    let scratch = Scratch::new();
+    let flow = |factor: i64| {
+        format!(
+            "rowmill: 1\nname: d\nsources:\n  n: {{range: {{start: 0, end: 1000}}}}\nsteps:\n  s: {{sql: \"SELECT value * {factor} AS v, value % 7 AS k FROM n\"}}\nsinks:\n  out: {{from: s, path: out/d/, partition_by: [k]}}\n"
+        )
+    };
+    scratch.run(&flow(1)).ok();
+    assert_eq!(scratch.names("out/d").len(), 9, "{:?}", scratch.names("out/d"));
+    assert_eq!(scratch.names("out/d/k=3"), ["part-00000.parquet"]);
+    scratch.run(&flow(2)).ok();
+    assert_eq!(scratch.names("out"), ["d"]);
+    scratch
+        .run("rowmill: 1\nname: r\nsources:\n  t: {path: out/d/, partitions: {k: int64}}\nsteps:\n  s: {sql: \"SELECT count(*) AS n, sum(v) AS v, sum(k) AS k FROM t\"}\nsinks:\n  out: {from: s, path: r.csv}\n")
+        .ok();
+    assert_eq!(std::fs::read_to_string(scratch.path("r.csv")).unwrap(), "n,v,k\n1000,999000,2997\n");
+}
+
+#[test]
+fn a_directory_of_others_is_not_replaced() {
+    let scratch = Scratch::new();
+    scratch.write("out/precious.txt", "mine");
+    scratch
+        .run("rowmill: 1\nname: d\nsteps:\n  s: {sql: SELECT 1 AS x}\nsinks:\n  out: {from: s, path: out/}\n")
+        .fails(1, &["RM0510", "did not write"]);
+    assert_eq!(scratch.names("out"), ["precious.txt"]);
+}
+
+#[test]
+fn values_cannot_lead_out_of_a_partitioned_directory() {
+    let scratch = Scratch::new();
+    scratch
+        .run("rowmill: 1\nname: d\nsteps:\n  s: {sql: \"SELECT * FROM (VALUES (1, '../../up'), (2, '/etc/x'), (3, 'a=b%2F..'), (4, '.')) AS t(v, k)\"}\nsinks:\n  out: {from: s, path: out/d/, partition_by: [k]}\n")
+        .ok();
+    assert_eq!(scratch.names("."), ["flow.yaml", "out"]);
+    assert_eq!(scratch.names("out"), ["d"]);
+    // Four folders and two markers, and every value comes back as it was.
+    assert_eq!(scratch.names("out/d").len(), 6, "{:?}", scratch.names("out/d"));
+    scratch
+        .run("rowmill: 1\nname: r\nsources:\n  t: {path: out/d/, partitions: {k: string}}\nsteps:\n  s: {sql: SELECT v, k FROM t ORDER BY v}\nsinks:\n  out: {from: s, path: r.csv}\n")
+        .ok();
+    assert_eq!(std::fs::read_to_string(scratch.path("r.csv")).unwrap(), "v,k\n1,../../up\n2,/etc/x\n3,a=b%2F..\n4,.\n");
+}
+
+#[test]
+fn a_polling_reader_never_sees_a_mix() {
+    let scratch = Scratch::new();
+    let flow = |run: usize| {
+        format!(
+            "rowmill: 1\nname: d\nsources:\n  n: {{range: {{start: 0, end: 50}}}}\nsteps:\n  s: {{sql: \"SELECT {run} AS run, value % 5 AS k FROM n\"}}\nsinks:\n  file: {{from: s, path: out/f.csv}}\n  dir: {{from: s, path: out/d/, partition_by: [k], format: csv}}\n"
+        )
+    };
+    scratch.run(&flow(0)).ok();
+    let (stop, polls) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let text = std::fs::read_to_string(scratch.path("out/f.csv")).expect("the file is always there");
+                let runs: std::collections::BTreeSet<&str> =
+                    text.lines().skip(1).filter_map(|line| line.split(',').next()).collect();
+                assert_eq!((runs.len(), text.lines().count()), (1, 51), "{text}");
+                // The directory: hold it open, as a reader that lists and then reads does.
+                let folder = std::fs::File::open(scratch.path("out/d")).expect("the directory is always there");
+                let here = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&folder));
+                let mut seen = std::collections::BTreeSet::new();
+                let mut parts = 0;
+                for k in 0..5 {
+                    let Ok(text) = std::fs::read_to_string(format!("{here}/k={k}/part-00000.csv")) else { break };
+                    seen.extend(text.lines().skip(1).map(str::to_owned));
+                    parts += 1;
+                }
+                // A version that was replaced meanwhile may be gone, but never mixed.
+                if parts == 5 {
+                    assert_eq!(seen.len(), 1, "{seen:?}");
+                    polls.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        for run in 1..12 {
+            scratch.run(&flow(run)).ok();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(polls.load(Ordering::Relaxed) > 20, "the reader saw too little to prove anything");
+}
+
+#[test]
+fn a_failed_run_publishes_no_sink() {
+    let scratch = Scratch::new();
+    scratch.write("out/a.csv", "old\n");
+    scratch
+        .run("rowmill: 1\nname: f\nsources:\n  n: {range: {start: 0, end: 1000}}\nsteps:\n  good: {sql: SELECT value FROM n}\n  bad: {sql: \"SELECT 1 / (value - 999) AS x FROM n\"}\nsinks:\n  a: {from: good, path: out/a.csv}\n  b: {from: bad, path: out/b.csv}\n")
+        .fails(1, &["RM0602", "step `bad`"]);
+    assert_eq!(scratch.names("out"), ["a.csv"]);
+    assert_eq!(std::fs::read_to_string(scratch.path("out/a.csv")).unwrap(), "old\n");
+}

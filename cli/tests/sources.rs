@@ -1,0 +1,157 @@
+//! Sources: formats, compression, globs, partitions, schema policies.
+
+use crate::support::Scratch;
+
+/// A workflow that copies one source to `out.csv`, sorted by its first column.
+fn copy(source: &str) -> String {
+    format!(
+        "rowmill: 1\nname: copy\nsources:\n  t: {{{source}}}\nsteps:\n  s: {{sql: SELECT * FROM t ORDER BY 1}}\nsinks:\n  out: {{from: s, path: out.csv}}\n"
+    )
+}
+
+fn out(scratch: &Scratch) -> String {
+    std::fs::read_to_string(scratch.path("out.csv")).unwrap()
+}
+
+#[test]
+fn every_format_and_compression_goes_round() {
+    let scratch = Scratch::new();
+    scratch.write("a.csv", "id,name,price,day\n1,\"a, \"\"b\"\"\",1.5,2026-01-01\n2,,2.25,2026-01-02\n");
+    let mut sinks = String::new();
+    let paths = [
+        "o.parquet",
+        "o.arrow",
+        "o.json",
+        "o.jsonl.gz",
+        "o.csv",
+        "o.csv.gz",
+        "o.csv.zst",
+        "o.csv.bz2",
+        "o.csv.xz",
+        "o.json.zst",
+    ];
+    for (at, path) in paths.iter().enumerate() {
+        sinks.push_str(&format!("  o{at}: {{from: s, path: out/{path}}}\n"));
+    }
+    scratch.run(&format!("rowmill: 1\nname: f\nsources:\n  t: {{path: a.csv}}\nsteps:\n  s: {{sql: SELECT * FROM t ORDER BY id}}\nsinks:\n{sinks}")).ok();
+    for path in paths {
+        scratch.run(&copy(&format!("path: out/{path}, schema_policy: strict"))).ok();
+        assert_eq!(
+            out(&scratch),
+            "id,name,price,day\n1,\"a, \"\"b\"\"\",1.5,2026-01-01\n2,,2.25,2026-01-02\n",
+            "{path}"
+        );
+    }
+}
+
+#[test]
+fn globs_directories_and_lists() {
+    let scratch = Scratch::new();
+    scratch.write("in/a.csv", "x\n1\n");
+    scratch.write("in/b.csv", "x\n2\n");
+    scratch.write("in/_hidden.csv", "x\n9\n");
+    scratch.write("in/deep/c.csv", "x\n3\n");
+    scratch.write("in/[odd].csv", "x\n4\n");
+    for (source, expected) in [
+        ("path: in/a.csv", "x\n1\n"),
+        ("path: \"in/?.csv\"", "x\n1\n2\n"),
+        ("path: [in/a.csv, in/deep/c.csv]", "x\n1\n3\n"),
+        ("path: \"in/**/*.csv\"", "x\n1\n2\n3\n4\n9\n"),
+        ("path: in/", "x\n1\n2\n3\n4\n"),
+        ("path: in", "x\n1\n2\n3\n4\n"),
+        ("path: \"in/[odd].csv\"", "x\n4\n"),
+    ] {
+        scratch.run(&copy(source)).ok();
+        assert_eq!(out(&scratch), expected, "{source}");
+    }
+    scratch.run(&copy("path: \"in/z*.csv\"")).fails(1, &["RM0502", "z*.csv"]);
+}
+
+#[test]
+fn partition_folders_become_columns_and_prune() {
+    let scratch = Scratch::new();
+    scratch.write("in/year=2012/month=1/a.csv", "x\n1\n");
+    scratch.write("in/year=2013/month=2/b.csv", "x\n2\n");
+    // Never read when year = 2013 is asked for: it is no CSV of this schema.
+    scratch.write("in/year=2014/month=__HIVE_DEFAULT_PARTITION__/c.csv", "x\n3\n");
+    scratch.run(&copy("path: in/, partitions: {year: int32, month: int32}")).ok();
+    assert_eq!(out(&scratch), "x,year,month\n1,2012,1\n2,2013,2\n3,2014,\n");
+    let explained = {
+        scratch.write("flow.yaml", "rowmill: 1\nname: p\nsources:\n  t: {path: in/, partitions: {year: int32, month: int32}}\nsteps:\n  s: {sql: SELECT x FROM t WHERE year = 2013}\nsinks:\n  out: {from: s, path: out.csv}\n");
+        scratch.rowmill(&["explain", "flow.yaml"]).ok().out
+    };
+    assert!(explained.contains("year=2013") && !explained.contains("year=2012"), "{explained}");
+    scratch.run(&copy("path: in/, partitions: {day: int32}")).fails(1, &["RM0508", "day=..."]);
+    scratch.run(&copy("path: in/, partitions: {month: date}")).fails(1, &["RM0508", "is not date"]);
+}
+
+#[test]
+fn files_that_disagree_follow_the_policy() {
+    let scratch = Scratch::new();
+    scratch.write("in/a.csv", "id,x\n1,1\n");
+    scratch.write("in/b.csv", "x,id,extra\n2.5,2,e\n");
+    scratch.run(&copy("path: in/")).fails(1, &["RM0506", "a.csv", "b.csv"]);
+    scratch.run(&copy("path: in/, schema_policy: union")).ok();
+    assert_eq!(out(&scratch), "id,x,extra\n1,1.0,\n2,2.5,e\n");
+    scratch.write("in/c.csv", "id,x\nthree,3\n");
+    scratch.run(&copy("path: in/, schema_policy: union")).fails(1, &["RM0506", "`id`", "string"]);
+    // The same over Parquet, where the scan itself adapts.
+    for (name, query) in
+        [("a", "SELECT 1::int AS id, 1::int AS x"), ("b", "SELECT 2.5::double AS x, 2::bigint AS id, 'e' AS extra")]
+    {
+        scratch.write("flow.yaml", format!("rowmill: 1\nname: w\nsteps:\n  s: {{sql: \"{query}\"}}\nsinks:\n  out: {{from: s, path: pq/{name}.parquet}}\n"));
+        scratch.rowmill(&["run", "flow.yaml"]).ok();
+    }
+    scratch.run(&copy("path: pq/")).fails(1, &["RM0506"]);
+    scratch.run(&copy("path: pq/, schema_policy: union")).ok();
+    assert_eq!(out(&scratch), "id,x,extra\n1,1.0,\n2,2.5,e\n");
+}
+
+#[test]
+fn declared_schemas_go_by_name() {
+    let scratch = Scratch::new();
+    scratch.write("a.csv", "b,a\n1,2026-01-01\n");
+    scratch.run(&copy("path: a.csv, schema: {a: date, b: \"decimal(5,2)\"}")).ok();
+    assert_eq!(out(&scratch), "a,b\n2026-01-01,1.00\n");
+    scratch.run(&copy("path: a.csv, schema: {a: date, c: int64}")).fails(1, &["RM0507", "`c`"]);
+    scratch.run(&copy("path: a.csv, schema: {a: date, c: int64}, schema_policy: union")).ok();
+    assert_eq!(out(&scratch), "a,c\n2026-01-01,\n");
+    scratch.run(&copy("path: a.csv, schema: {a: int64, b: int64}")).fails(1, &["step `s`", "2026-01-01"]);
+}
+
+#[test]
+fn csv_dialects() {
+    let scratch = Scratch::new();
+    scratch.write("a.csv", "# note\nid;text;n\n1;'x;y';NA\n2;NA;5\n");
+    scratch.run(&copy("path: a.csv, csv: {delimiter: \";\", quote: \"'\", comment: \"#\", null: NA}")).ok();
+    assert_eq!(out(&scratch), "id,text,n\n1,x;y,\n2,,5\n");
+    scratch.write("b.csv", "1,2\n3,4\n");
+    scratch.run(&copy("path: b.csv, csv: {header: false}, schema: {a: int64, b: string}")).ok();
+    assert_eq!(out(&scratch), "a,b\n1,2\n3,4\n");
+}
+
+#[test]
+fn quoted_line_breaks_survive_a_split() {
+    let scratch = Scratch::new();
+    // Larger than what is ever read by one task, with a line break inside quotes in every row.
+    let mut text = String::from("id,note\n");
+    for id in 0..400_000 {
+        text.push_str(&format!("{id},\"line one of {id}\nline two\"\n"));
+    }
+    scratch.write("big.csv", &text);
+    assert!(text.len() > (12 << 20));
+    scratch
+        .run("rowmill: 1\nname: q\nsources:\n  t: {path: big.csv}\nsteps:\n  s: {sql: \"SELECT count(*) AS n, sum(id) AS s FROM t WHERE note LIKE '%two'\"}\nsinks:\n  out: {from: s, path: out.csv}\n")
+        .ok();
+    assert_eq!(out(&scratch), "n,s\n400000,79999800000\n");
+}
+
+#[test]
+fn names_match_whatever_their_case() {
+    let scratch = Scratch::new();
+    scratch.write("a.csv", "Id,Customer Name,lower\n1,ada,x\n");
+    scratch
+        .run("rowmill: 1\nname: c\nsources:\n  Orders: {path: a.csv}\nsteps:\n  Picked: {sql: 'SELECT id, \"Customer Name\", LOWER FROM orders WHERE ID = 1'}\n  last: {sql: SELECT * FROM PICKED}\nsinks:\n  out: {from: last, path: out.csv}\n")
+        .ok();
+    assert_eq!(out(&scratch), "Id,Customer Name,lower\n1,ada,x\n");
+}

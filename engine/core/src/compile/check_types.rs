@@ -1,0 +1,249 @@
+//! Pass: plans every step against the schemas of what it reads, so that types are known at every edge.
+//!
+//! A step whose input did not check is passed over in silence: the first error is the one to read. Nothing is
+//! optimized here, and no rows are read.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use datafusion::catalog::{CatalogProvider, MemoryCatalogProvider};
+use datafusion::common::{DataFusionError, ParamValues, Result};
+use datafusion::datasource::ViewTable;
+use datafusion::execution::SessionState;
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::sql::parser::Statement;
+use datafusion::sql::sqlparser::ast::{Expr as SqlExpr, Ident, visit_expressions_mut};
+use indexmap::IndexMap;
+use rowmill_spec::{Diagnostic, MappedText, ResourceClass, StepKind, Workflow};
+
+use super::Reports;
+use super::bind_values::Bound;
+use super::open_sources::OpenedSources;
+use super::resolve_names::Names;
+use super::sql_errors::planning_error;
+use super::tables::StepTables;
+use crate::plan::edge::EdgeTable;
+use crate::plan::meter::{Meter, MeterNode};
+
+/// SQL steps fused into one query at most: planning time grows with the square of it.
+const MAX_FUSED: usize = 32;
+
+/// A step that checked.
+#[derive(Debug)]
+pub struct CheckedStep {
+    /// What it reads, by declared names, once for each mention.
+    pub reads: Vec<String>,
+    /// Its columns.
+    pub schema: SchemaRef,
+    /// Its analysed plan, from the boundaries of the steps below it.
+    pub plan: LogicalPlan,
+    /// The class it runs in.
+    pub class: ResourceClass,
+    /// How its consumers get its rows.
+    pub edge: EdgeKind,
+    /// Steps fused into its query, itself included.
+    pub fused: usize,
+}
+
+/// How rows get from a step to those who read it.
+#[derive(Debug, Clone)]
+pub enum EdgeKind {
+    /// Its one consumer's query holds its query.
+    Fused,
+    /// Its one consumer runs in another class, or the query grew long: planned apart, streamed.
+    Streamed(Arc<EdgeTable>),
+    /// Several read it: it runs once and is kept.
+    Spooled(Arc<EdgeTable>),
+}
+
+impl EdgeKind {
+    /// The table behind the edge, where there is one.
+    pub fn table(&self) -> Option<&Arc<EdgeTable>> {
+        match self {
+            EdgeKind::Fused => None,
+            EdgeKind::Streamed(table) | EdgeKind::Spooled(table) => Some(table),
+        }
+    }
+}
+
+/// All steps that checked, in the order of their dependencies.
+#[derive(Debug, Default)]
+pub struct Checked {
+    /// The steps.
+    pub steps: IndexMap<String, CheckedStep>,
+    /// A meter for each.
+    pub meters: IndexMap<String, Arc<Meter>>,
+}
+
+/// Checks every step that [`Names::order`] holds.
+pub async fn check(
+    workflow: &Workflow,
+    names: &Names,
+    bound: &Bound,
+    opened: &OpenedSources,
+    state: &SessionState,
+    reports: &mut Reports,
+) -> Checked {
+    let mut checked = Checked::default();
+    let tables = Arc::new(StepTables::default());
+    let catalog = MemoryCatalogProvider::new();
+    let options = &state.config().options().catalog;
+    if let Err(error) = catalog.register_schema(&options.default_schema, Arc::clone(&tables) as _) {
+        reports.push(Diagnostic::error("RM0900", error.strip_backtrace()).fault(rowmill_spec::Fault::Internal));
+        return checked;
+    }
+    state.catalog_list().register_catalog(options.default_catalog.clone(), Arc::new(catalog));
+    for (name, table) in &opened.tables {
+        tables.insert(name, Arc::clone(table));
+    }
+    let consumer_classes = consumer_classes(workflow, names);
+    for name in &names.order {
+        let (Some(parsed), Some(step)) = (names.steps.get(name), workflow.steps.get(name)) else { continue };
+        let ready =
+            parsed.reads.iter().all(|read| opened.tables.contains_key(read) || checked.steps.contains_key(read));
+        if !ready {
+            continue;
+        }
+        let StepKind::Sql(sql) = &step.kind;
+        let inputs: Vec<SchemaRef> = parsed
+            .reads
+            .iter()
+            .filter_map(|read| {
+                let source = opened.tables.get(read).map(|table| table.schema());
+                source.or_else(|| checked.steps.get(read).map(|step| Arc::clone(&step.schema)))
+            })
+            .collect();
+        let statement = match_case(&parsed.statement, &inputs);
+        let plan = match plan_query(state, statement, bound).await {
+            Ok(plan) => plan,
+            Err(error) => {
+                reports.push(planning_error(name, &sql.text, &error));
+                continue;
+            }
+        };
+        if let Some(report) = check_columns(name, &sql.text, &plan) {
+            reports.push(report);
+            continue;
+        }
+        let schema: SchemaRef = Arc::clone(plan.schema().inner());
+        let class = class_of(step.resources.class.as_ref().map(|class| &class.value));
+        let fused = 1 + parsed
+            .reads
+            .iter()
+            .filter_map(|read| checked.steps.get(read))
+            .filter(|step| matches!(step.edge, EdgeKind::Fused))
+            .map(|step| step.fused)
+            .sum::<usize>();
+        let meter = Arc::new(Meter::default());
+        let metered = MeterNode::wrap(Arc::from(name.as_str()), Arc::clone(&meter), plan.clone());
+        let consumers = names.consumers.get(name).copied().unwrap_or(0);
+        let same_class =
+            consumer_classes.get(name.as_str()).is_none_or(|classes| classes.iter().all(|other| *other == class));
+        let edge = match consumers {
+            0 | 1 if same_class && fused < MAX_FUSED => EdgeKind::Fused,
+            0 | 1 => EdgeKind::Streamed(Arc::new(EdgeTable::new(Arc::from(name.as_str()), Arc::clone(&schema), true))),
+            _ => EdgeKind::Spooled(Arc::new(EdgeTable::new(Arc::from(name.as_str()), Arc::clone(&schema), false))),
+        };
+        match edge.table() {
+            Some(table) => tables.insert(name, Arc::clone(table) as _),
+            None => tables.insert(name, Arc::new(ViewTable::new(metered.clone(), None))),
+        }
+        checked.meters.insert(name.clone(), meter);
+        checked.steps.insert(
+            name.clone(),
+            CheckedStep { reads: parsed.reads.clone(), schema, plan: metered, class, edge, fused },
+        );
+    }
+    checked
+}
+
+/// A SQL step runs in `cpu` where nothing else is said.
+pub fn class_of(declared: Option<&ResourceClass>) -> ResourceClass {
+    declared.cloned().unwrap_or(ResourceClass::Cpu)
+}
+
+fn consumer_classes<'a>(workflow: &'a Workflow, names: &'a Names) -> HashMap<&'a str, Vec<ResourceClass>> {
+    let mut classes: HashMap<&str, Vec<ResourceClass>> = HashMap::new();
+    for (name, parsed) in &names.steps {
+        let class = workflow.steps.get(name).and_then(|step| step.resources.class.as_ref()).map(|class| &class.value);
+        for read in &parsed.reads {
+            classes.entry(read).or_default().push(class_of(class));
+        }
+    }
+    classes
+}
+
+async fn plan_query(state: &SessionState, statement: Statement, bound: &Bound) -> Result<LogicalPlan> {
+    let plan = state.statement_to_plan(statement).await?;
+    let plan = match bound.scalars.is_empty() {
+        true => plan,
+        false => {
+            let values = bound.scalars.iter().map(|(name, value)| (name.clone(), value.clone().into())).collect();
+            plan.with_param_values(ParamValues::Map(values))?
+        }
+    };
+    state.analyzer().execute_and_check(plan, &state.config().options().clone(), |_, _| {}).map_err(
+        |error| match error {
+            // The analyzer's pass is of no interest to the person who wrote the query.
+            DataFusionError::Context(_, inner) => *inner,
+            other => other,
+        },
+    )
+}
+
+/// Two columns of one name could not be told apart by whoever reads the step.
+fn check_columns(step: &str, text: &MappedText, plan: &LogicalPlan) -> Option<Diagnostic> {
+    let mut seen = HashSet::new();
+    let twice = plan.schema().fields().iter().find(|field| !seen.insert(field.name().as_str()))?;
+    Some(
+        Diagnostic::error("RM0311", format!("step `{step}` makes two columns named `{}`", twice.name()))
+            .at(text.span, "")
+            .help("give each a name of its own: `... AS name`"),
+    )
+}
+
+/// Makes unquoted identifiers match columns whatever their case.
+///
+/// SQL folds `Carrier` to `carrier`; a file may hold `Carrier`. An unquoted identifier that matches no input column
+/// in lower case, but exactly one regardless of case, is taken for that one. Quoted identifiers stay as they are.
+fn match_case(statement: &Statement, inputs: &[SchemaRef]) -> Statement {
+    let mut exact: HashSet<&str> = HashSet::new();
+    let mut folded: HashMap<String, HashSet<&str>> = HashMap::new();
+    for field in inputs.iter().flat_map(|schema| schema.fields().iter()) {
+        exact.insert(field.name());
+        folded.entry(field.name().to_lowercase()).or_default().insert(field.name());
+    }
+    let mixed = folded.values().any(|names| names.iter().any(|name| name.to_lowercase() != **name));
+    let mut statement = statement.clone();
+    if !mixed {
+        return statement;
+    }
+    let fix = |ident: &mut Ident| {
+        if ident.quote_style.is_some() || exact.contains(ident.value.to_lowercase().as_str()) {
+            return;
+        }
+        if let Some(names) = folded.get(&ident.value.to_lowercase())
+            && let (Some(name), 1) = (names.iter().next(), names.len())
+        {
+            ident.value = (*name).to_owned();
+            ident.quote_style = Some('"');
+        }
+    };
+    if let Statement::Statement(inner) = &mut statement {
+        let _: ControlFlow<()> = visit_expressions_mut(inner.as_mut(), |expression| {
+            match expression {
+                SqlExpr::Identifier(ident) => fix(ident),
+                SqlExpr::CompoundIdentifier(idents) => {
+                    if let Some(last) = idents.last_mut() {
+                        fix(last);
+                    }
+                }
+                _ => {}
+            }
+            ControlFlow::Continue(())
+        });
+    }
+    statement
+}

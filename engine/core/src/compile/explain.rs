@@ -1,0 +1,230 @@
+//! What a compiled workflow will do, for people and for machines: the DAG, the stages, the plans.
+
+use std::fmt::Write as _;
+
+use datafusion::physical_plan::displayable;
+use serde::Serialize;
+
+use super::Compiled;
+use super::check_types::EdgeKind;
+use super::cut_segments::Root;
+use super::plan_segments::Planned;
+use crate::types::logical_name;
+
+/// The whole explanation; serializes to the JSON form.
+#[derive(Debug, Serialize)]
+pub struct Explanation {
+    /// The workflow's name.
+    pub workflow: String,
+    /// Sources, steps and sinks.
+    pub nodes: Vec<Node>,
+    /// Who reads whom: (from, to).
+    pub edges: Vec<(String, String)>,
+    /// What runs together.
+    pub stages: Vec<StageView>,
+    /// Steps that nobody needs.
+    pub unneeded: Vec<String>,
+}
+
+/// A node of the DAG.
+#[derive(Debug, Serialize)]
+pub struct Node {
+    /// Unique: the name, for a sink `sink:NAME`.
+    pub id: String,
+    /// The name.
+    pub name: String,
+    /// `source`, the step's kind, or `sink`.
+    pub kind: &'static str,
+    /// The class, for a step.
+    pub class: Option<String>,
+    /// What running it again means, for a step.
+    pub effects: Option<&'static str>,
+    /// Columns with their logical types; for a sink, none.
+    pub columns: Vec<(String, String)>,
+    /// Where a sink writes.
+    pub path: Option<String>,
+}
+
+/// A stage.
+#[derive(Debug, Serialize)]
+pub struct StageView {
+    /// From 1.
+    pub id: usize,
+    /// Its steps, fused into one query.
+    pub steps: Vec<String>,
+    /// What it reads.
+    pub inputs: Vec<String>,
+    /// Its class.
+    pub class: String,
+    /// Whether it needs all its input before it can answer.
+    pub wide: bool,
+    /// How its rows leave.
+    pub output: String,
+    /// The physical plan, where it was made.
+    pub plan: Option<String>,
+}
+
+/// Explains `compiled`; with `planned`, the plans too.
+pub fn explain(compiled: &Compiled, planned: Option<&Planned>) -> Explanation {
+    let workflow = &compiled.workflow;
+    let mut nodes = Vec::new();
+    let mut edges = Vec::new();
+    let columns = |schema: &arrow::datatypes::Schema| {
+        schema.fields().iter().map(|field| (field.name().clone(), logical_name(field.data_type()))).collect()
+    };
+    for name in workflow.sources.keys() {
+        if let Some(table) = compiled.source_tables.get(name) {
+            nodes.push(Node {
+                id: name.clone(),
+                name: name.clone(),
+                kind: "source",
+                class: None,
+                effects: None,
+                columns: columns(&table.schema()),
+                path: None,
+            });
+        }
+    }
+    for (name, step) in &compiled.steps {
+        nodes.push(Node {
+            id: name.clone(),
+            name: name.clone(),
+            kind: workflow.steps.get(name).map_or("sql", |step| step.kind.key()),
+            class: Some(step.class.as_str().to_owned()),
+            effects: Some("pure"),
+            columns: columns(&step.schema),
+            path: None,
+        });
+        let mut reads = step.reads.clone();
+        reads.dedup();
+        edges.extend(reads.into_iter().map(|read| (read, name.clone())));
+    }
+    for sink in &compiled.sinks {
+        let id = format!("sink:{}", sink.name);
+        edges.push((sink.from.clone(), id.clone()));
+        nodes.push(Node {
+            id,
+            name: sink.name.clone(),
+            kind: "sink",
+            class: None,
+            effects: None,
+            columns: Vec::new(),
+            path: Some(sink.path.clone()),
+        });
+    }
+    let stages = compiled
+        .cut
+        .stages
+        .iter()
+        .filter_map(|stage| {
+            let segment = compiled.cut.segments.get(stage.segment)?;
+            Some(StageView {
+                id: stage.id,
+                steps: segment.steps.clone(),
+                inputs: segment.inputs.clone(),
+                class: segment.class.as_str().to_owned(),
+                wide: segment.wide,
+                output: stage.output.clone(),
+                plan: planned.and_then(|planned| plan_text(compiled, planned, &segment.root)),
+            })
+        })
+        .collect();
+    Explanation { workflow: workflow.name.value.clone(), nodes, edges, stages, unneeded: compiled.unneeded.clone() }
+}
+
+fn plan_text(compiled: &Compiled, planned: &Planned, root: &Root) -> Option<String> {
+    let plan = match root {
+        Root::Step(name) => match compiled.steps.get(name).map(|step| &step.edge) {
+            Some(EdgeKind::Streamed(_)) => return None, // stands inside its consumer's plan
+            _ => &planned.spools.iter().find(|(step, _)| step == name)?.1,
+        },
+        root => &planned.roots.iter().find(|planned| planned.root == *root)?.plan,
+    };
+    Some(displayable(plan.as_ref()).indent(false).to_string())
+}
+
+impl Explanation {
+    /// For a terminal.
+    pub fn to_text(&self) -> String {
+        let mut text = format!("workflow {}\n", self.workflow);
+        for node in &self.nodes {
+            let columns: Vec<String> = node.columns.iter().map(|(name, kind)| format!("{name} {kind}")).collect();
+            let _ = match node.kind {
+                "source" => writeln!(text, "  source {:<20} ({})", node.name, columns.join(", ")),
+                "sink" => writeln!(text, "  sink   {:<20} → {}", node.name, node.path.as_deref().unwrap_or("")),
+                kind => writeln!(
+                    text,
+                    "  {kind:<6} {:<20} class {}, {}, ({})",
+                    node.name,
+                    node.class.as_deref().unwrap_or("cpu"),
+                    node.effects.unwrap_or("pure"),
+                    columns.join(", ")
+                ),
+            };
+        }
+        for name in &self.unneeded {
+            let _ = writeln!(text, "  step   {name:<20} is not needed by any sink and does not run");
+        }
+        for stage in &self.stages {
+            let shape = if stage.wide { "wide" } else { "row-wise" };
+            let steps = if stage.steps.is_empty() { "copy".to_owned() } else { stage.steps.join(" → ") };
+            let _ = write!(
+                text,
+                "\nstage {}: {steps}\n  class {}, {shape}, reads {}, {}\n",
+                stage.id,
+                stage.class,
+                stage.inputs.join(", "),
+                stage.output
+            );
+            for line in stage.plan.iter().flat_map(|plan| plan.lines()) {
+                let _ = writeln!(text, "    {line}");
+            }
+        }
+        text
+    }
+
+    /// A Mermaid flowchart.
+    pub fn to_mermaid(&self) -> String {
+        let mut text = String::from("flowchart LR\n");
+        for node in &self.nodes {
+            let id = identifier(&node.id);
+            let label = node.name.replace('"', "#quot;");
+            let _ = match node.kind {
+                "source" => writeln!(text, "  {id}[(\"{label}\")]"),
+                "sink" => writeln!(text, "  {id}[/\"{label}\"/]"),
+                kind => writeln!(
+                    text,
+                    "  {id}[\"{label}<br/><small>{kind}, {}</small>\"]",
+                    node.class.as_deref().unwrap_or("cpu")
+                ),
+            };
+        }
+        for (from, to) in &self.edges {
+            let _ = writeln!(text, "  {} --> {}", identifier(from), identifier(to));
+        }
+        text
+    }
+
+    /// A Graphviz graph.
+    pub fn to_dot(&self) -> String {
+        let quote = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+        let mut text = format!("digraph {} {{\n  rankdir=LR;\n", quote(&self.workflow));
+        for node in &self.nodes {
+            let shape = match node.kind {
+                "source" => "cylinder",
+                "sink" => "note",
+                _ => "box",
+            };
+            let _ = writeln!(text, "  {} [label={}, shape={shape}];", quote(&node.id), quote(&node.name));
+        }
+        for (from, to) in &self.edges {
+            let _ = writeln!(text, "  {} -> {};", quote(from), quote(to));
+        }
+        text.push_str("}\n");
+        text
+    }
+}
+
+fn identifier(id: &str) -> String {
+    id.chars().map(|c| if c.is_alphanumeric() { c } else { '_' }).collect()
+}

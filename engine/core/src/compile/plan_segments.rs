@@ -1,0 +1,199 @@
+//! Pass: one physical plan for each sink, out of segments that DataFusion plans one at a time.
+//!
+//! ```text
+//!  consumers first:   optimize ─▶ which columns and filters does its scan of each edge ask for?
+//!                                 └─▶ the producer makes only those
+//!  producers first:   physical plan ─▶ connected to the edge ─▶ the consumer's physical plan
+//! ```
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::common::{Column, DataFusionError, Result, internal_err};
+use datafusion::datasource::{provider_as_source, source_as_provider};
+use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, TableScan};
+use datafusion::physical_plan::ExecutionPlan;
+
+use super::check_types::EdgeKind;
+use super::cut_segments::Root;
+use super::{Compiled, Inputs};
+use crate::plan::edge::{EdgeTable, Producer};
+use crate::plan::meter::{Meter, MeterNode};
+use crate::plan::spool::Spool;
+use crate::sinks::StagedSink;
+
+/// The plan of one root that is executed.
+#[derive(Debug)]
+pub struct PlannedSink {
+    /// The root; never a step.
+    pub root: Root,
+    /// The optimized logical plan, for `explain`.
+    pub logical: LogicalPlan,
+    /// The physical plan.
+    pub plan: Arc<dyn ExecutionPlan>,
+}
+
+/// All plans of a run.
+#[derive(Debug, Default)]
+pub struct Planned {
+    /// Plans to execute, side by side.
+    pub roots: Vec<PlannedSink>,
+    /// Steps that are kept for several readers, with their plans, for `explain`.
+    pub spools: Vec<(String, Arc<dyn ExecutionPlan>)>,
+}
+
+/// What the consumers of an edge ask for.
+#[derive(Debug, Default)]
+struct Demand {
+    columns: BTreeSet<usize>,
+    filters: Vec<Expr>,
+    recursive: bool,
+}
+
+/// Plans every segment. `staged` are the sinks' places to write, in the order of [`Compiled::sinks`].
+///
+/// A compiled workflow is planned once: its edges are connected here.
+///
+/// # Errors
+/// What DataFusion says; type errors were found before, so this is a plan that cannot be made physical.
+pub async fn plan(compiled: &Compiled, inputs: &Inputs, staged: &[StagedSink]) -> Result<Planned> {
+    let state = &compiled.state;
+    let mut demands: HashMap<String, Demand> = HashMap::new();
+    let mut optimized: Vec<Option<LogicalPlan>> = Vec::new();
+    for segment in compiled.cut.segments.iter().rev() {
+        let plan = match &segment.root {
+            Root::Step(name) => {
+                let demand = demands.remove(name).unwrap_or_default();
+                let produced = narrowed(compiled, name, &demand)?;
+                demands.insert(name.clone(), demand);
+                produced
+            }
+            Root::Collect(name) => rows_of(compiled, inputs, name)?,
+            Root::Sink(at) => {
+                let (Some(sink), Some(staged)) = (compiled.sinks.get(*at), staged.get(*at)) else {
+                    return internal_err!("sink {at} was not staged");
+                };
+                let rows = rows_of(compiled, inputs, &sink.from)?;
+                sink.copy(rows, staged)?
+            }
+        };
+        let plan = state.optimize(&plan)?;
+        ask(&plan, &mut demands)?;
+        optimized.push(Some(plan));
+    }
+    optimized.reverse();
+    let mut planned = Planned::default();
+    for (segment, logical) in compiled.cut.segments.iter().zip(optimized) {
+        let Some(logical) = logical else { continue };
+        let plan = state.query_planner().create_physical_plan(&logical, state).await?;
+        let Root::Step(name) = &segment.root else {
+            planned.roots.push(PlannedSink { root: segment.root.clone(), logical, plan });
+            continue;
+        };
+        let Some(step) = compiled.steps.get(name) else { return internal_err!("step {name} is not checked") };
+        match &step.edge {
+            EdgeKind::Streamed(edge) => edge.connect(Producer::Plan(plan))?,
+            EdgeKind::Spooled(edge) => {
+                let recursive = demands.get(name).is_some_and(|demand| demand.recursive);
+                planned.spools.push((name.clone(), Arc::clone(&plan)));
+                edge.connect(Producer::Spool(Arc::new(Spool::new(Arc::from(name.as_str()), plan, recursive))))?;
+            }
+            EdgeKind::Fused => return internal_err!("step {name} is a segment of its own and fused into another"),
+        }
+    }
+    Ok(planned)
+}
+
+/// The rows of a step or source, as a plan for a sink.
+fn rows_of(compiled: &Compiled, inputs: &Inputs, name: &str) -> Result<LogicalPlan> {
+    if let Some(step) = compiled.steps.get(name) {
+        return match step.edge.table() {
+            None => Ok(step.plan.clone()),
+            Some(table) => LogicalPlanBuilder::scan(name, provider_as_source(Arc::clone(table) as _), None)?.build(),
+        };
+    }
+    let table = match compiled.source_tables.get(name).or_else(|| inputs.tables.get(name)) {
+        Some(table) => Arc::clone(table),
+        None => return internal_err!("{name} is neither a step nor a source"),
+    };
+    let rows = LogicalPlanBuilder::scan(name, provider_as_source(table), None)?.build()?;
+    let meter = compiled.meters.get(name).map_or_else(|| Arc::new(Meter::default()), Arc::clone);
+    Ok(MeterNode::wrap(Arc::from(name), meter, rows))
+}
+
+/// The plan of a step, without the columns and rows that nobody asks for.
+fn narrowed(compiled: &Compiled, name: &str, demand: &Demand) -> Result<LogicalPlan> {
+    let Some(step) = compiled.steps.get(name) else { return internal_err!("step {name} is not checked") };
+    let mut builder = LogicalPlanBuilder::from(step.plan.clone());
+    let filters = demand.filters.iter().cloned().reduce(Expr::and);
+    if let Some(filter) = filters {
+        let columns = builder.schema().columns();
+        builder = builder.filter(qualify(filter, &columns)?)?;
+    }
+    let all = step.schema.fields().len();
+    if demand.columns.len() < all {
+        let columns = builder.schema().columns();
+        // A plan of no columns would do for `count(*)`, but one column survives every spill format.
+        let kept: Vec<usize> = match demand.columns.is_empty() {
+            true => vec![0],
+            false => demand.columns.iter().copied().collect(),
+        };
+        let kept = kept.into_iter().filter_map(|at| columns.get(at).cloned()).map(Expr::Column);
+        builder = builder.project(kept.collect::<Vec<_>>())?;
+    }
+    builder.build()
+}
+
+/// Gives the columns of a pushed filter the qualifiers that they have in the producer.
+fn qualify(filter: Expr, columns: &[Column]) -> Result<Expr> {
+    filter
+        .transform(|expression| {
+            Ok(match expression {
+                Expr::Column(column) => match columns.iter().find(|other| other.name == column.name) {
+                    Some(own) => Transformed::yes(Expr::Column(own.clone())),
+                    None => {
+                        return Err(DataFusionError::Internal(format!("no column {} in the producer", column.name)));
+                    }
+                },
+                other => Transformed::no(other),
+            })
+        })
+        .map(|transformed| transformed.data)
+}
+
+/// Adds what the scans of edges in an optimized plan ask for.
+fn ask(plan: &LogicalPlan, demands: &mut HashMap<String, Demand>) -> Result<()> {
+    let mut recursive_depth = HashSet::new();
+    plan.apply_with_subqueries(|node| {
+        if let LogicalPlan::RecursiveQuery(query) = node {
+            query.recursive_term.apply_with_subqueries(|node| {
+                if let LogicalPlan::TableScan(scan) = node {
+                    recursive_depth.insert(scan.table_name.table().to_owned());
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })?;
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    plan.apply_with_subqueries(|node| {
+        let LogicalPlan::TableScan(scan) = node else { return Ok(TreeNodeRecursion::Continue) };
+        let Some(edge) = edge_of(scan)? else { return Ok(TreeNodeRecursion::Continue) };
+        let demand = demands.entry(edge.0).or_default();
+        match &scan.projection {
+            Some(columns) => demand.columns.extend(columns),
+            None => demand.columns.extend(0..edge.1),
+        }
+        demand.filters.extend(scan.filters.iter().cloned());
+        demand.recursive |= !recursive_depth.is_empty();
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(())
+}
+
+/// The step behind a scan and its number of columns, where the scan is one of an edge.
+fn edge_of(scan: &TableScan) -> Result<Option<(String, usize)>> {
+    let Ok(provider) = source_as_provider(&scan.source) else { return Ok(None) };
+    use datafusion::catalog::TableProvider;
+    Ok(provider.downcast_ref::<EdgeTable>().map(|edge| (edge.step().to_owned(), edge.schema().fields().len())))
+}

@@ -1,0 +1,118 @@
+//! Errors of a run, sorted by whose fault they are.
+
+use std::sync::Arc;
+
+use arrow::error::ArrowError;
+use datafusion::common::DataFusionError;
+use rowmill_spec::{Diagnostic, Fault};
+
+/// A failure with the step it happened in. Travels inside a [`DataFusionError`] from the operator to the run.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("step `{step}`: {source}")]
+pub struct StepFailure {
+    /// The step.
+    pub step: Arc<str>,
+    /// What happened.
+    pub source: Arc<DataFusionError>,
+}
+
+impl StepFailure {
+    /// Puts the step's name on an error, unless a step further down already did.
+    pub fn wrap(step: &Arc<str>, error: DataFusionError) -> DataFusionError {
+        match find(&error) {
+            Some(_) => error,
+            None => {
+                DataFusionError::External(Box::new(StepFailure { step: Arc::clone(step), source: Arc::new(error) }))
+            }
+        }
+    }
+}
+
+/// The step failure inside an error.
+fn find(error: &DataFusionError) -> Option<&StepFailure> {
+    match error {
+        DataFusionError::External(inner) => inner.downcast_ref::<StepFailure>(),
+        DataFusionError::Context(_, inner) => find(inner),
+        DataFusionError::Shared(inner) => find(inner),
+        DataFusionError::ArrowError(inner, _) => match inner.as_ref() {
+            ArrowError::ExternalError(inner) => inner.downcast_ref::<DataFusionError>().and_then(find),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// Down to what happened, out of every wrapping.
+pub fn root(error: &DataFusionError) -> &DataFusionError {
+    match find(error) {
+        Some(failure) => root(&failure.source),
+        None => error.find_root(),
+    }
+}
+
+/// Whether the memory limit was reached by something that could not spill.
+pub fn is_out_of_memory(error: &DataFusionError) -> bool {
+    matches!(root(error), DataFusionError::ResourcesExhausted(message) if !message.contains("disk"))
+}
+
+/// A run-time error as a report: code, step, what happened, the next move.
+pub fn report(error: &DataFusionError) -> Diagnostic {
+    let place = match find(error) {
+        Some(failure) => format!("step `{}`: ", failure.step),
+        None => String::new(),
+    };
+    let cause = root(error);
+    let text = cause.strip_backtrace();
+    let lower = text.to_lowercase();
+    let io = io_kind(cause);
+    let (code, fault, help) = if is_out_of_memory(error) {
+        ("RM0701", Fault::Environment, "give more with --memory, or let the step see fewer rows at once")
+    } else if io == Some(std::io::ErrorKind::StorageFull)
+        || lower.contains("no space left")
+        || (matches!(cause, DataFusionError::ResourcesExhausted(_)) && lower.contains("disk"))
+    {
+        ("RM0702", Fault::Environment, "free some space, or point execution.temp_dir and the sinks at a larger disk")
+    } else if io == Some(std::io::ErrorKind::PermissionDenied) || lower.contains("permission denied") {
+        ("RM0703", Fault::Environment, "check who owns the files and the folder they are in")
+    } else if io.is_some() || matches!(cause, DataFusionError::ObjectStore(_) | DataFusionError::IoError(_)) {
+        ("RM0704", Fault::Environment, "the run published nothing and can be started again")
+    } else if matches!(cause, DataFusionError::Internal(_)) {
+        ("RM0900", Fault::Internal, "this is a bug of Rowmill; please report it with the workflow")
+    } else if lower.contains("incorrect number of fields") || lower.contains("unequal lengths") {
+        (
+            "RM0603",
+            Fault::Data,
+            "the row has more or fewer fields than the header; correct it, or check `csv:` (delimiter, quote, newlines_in_values)",
+        )
+    } else if lower.contains("cast") || lower.contains("parse") || lower.contains("invalid") {
+        ("RM0601", Fault::Data, "TRY_CAST makes what cannot be converted null; or filter such rows out before")
+    } else if lower.contains("divide by zero") || lower.contains("division by zero") || lower.contains("overflow") {
+        ("RM0602", Fault::Data, "NULLIF(divisor, 0) makes the quotient null; a wider type does not overflow")
+    } else {
+        ("RM0600", Fault::Data, "look at the rows that the step reads")
+    };
+    Diagnostic::error(code, format!("{place}{}", first_line(&text))).fault(fault).help(help)
+}
+
+/// The kind of the I/O error at the bottom, if there is one.
+fn io_kind(error: &DataFusionError) -> Option<std::io::ErrorKind> {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return Some(io.kind());
+        }
+        source = error.source();
+    }
+    None
+}
+
+/// Errors quote what they met, and a row can be long; one line of a readable length is shown.
+fn first_line(text: &str) -> String {
+    const LIMIT: usize = 600;
+    let text = text.split("This issue was likely caused by a bug in DataFusion").next().unwrap_or(text);
+    let mut line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LIMIT).collect();
+    if text.chars().count() > LIMIT {
+        line.push('…');
+    }
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,21 @@
+//! The engine: compiles typed workflows to DataFusion plans and runs them.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`compile`] | passes from a typed workflow to checked, cut and planned segments |
+//! | [`plan`] | our logical nodes and operators |
+//! | [`sources`] | files, their schemas, and tables over them |
+//! | [`sinks`] | staging and publishing |
+//! | [`local`] | the runner in this process |
+//! | [`runtime`] | DataFusion sessions with our settings |
+//! | [`error`] | run-time errors as reports |
+//! | [`types`] | logical types and Arrow's |
+
+pub mod compile;
+pub mod error;
+pub mod local;
+pub mod plan;
+pub mod runtime;
+pub mod sinks;
+pub mod sources;
+pub mod types;

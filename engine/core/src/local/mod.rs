@@ -1,0 +1,388 @@
+//! The local runner: every stage of a workflow in this process, streaming from sources to sinks.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::UInt64Type;
+use datafusion::common::runtime::SpawnedTask;
+use datafusion::common::{DataFusionError, Result};
+use datafusion::execution::TaskContext;
+use datafusion::physical_plan::{ExecutionPlan, collect_partitioned};
+use futures::future::{Either, select, try_join_all};
+use indexmap::IndexMap;
+use rowmill_spec::{Diagnostic, Diagnostics, Fault, Format, LogicalType, Workflow};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::compile::cut_segments::Root;
+use crate::compile::{Compiled, Inputs, Planned, compile, plan};
+use crate::error::{is_out_of_memory, report};
+use crate::plan::meter::Meter;
+use crate::runtime::Engine;
+use crate::sinks::StagedSink;
+use crate::sources::files;
+use crate::types::logical_type;
+
+/// What a run did.
+#[derive(Debug)]
+pub struct RunReport {
+    /// Its id (UUIDv7).
+    pub id: Uuid,
+    /// The workflow's name.
+    pub workflow: String,
+    /// Steps in order: rows and bytes that left them.
+    pub steps: Vec<StepReport>,
+    /// Steps that nobody needed.
+    pub unneeded: Vec<String>,
+    /// Sinks, as published.
+    pub sinks: Vec<SinkReport>,
+    /// Rows that the program asked for, by step.
+    pub collected: IndexMap<String, Vec<RecordBatch>>,
+    /// From the start to the last publication.
+    pub elapsed: Duration,
+    /// Whether joins had to sort because hashing did not fit into memory.
+    pub replanned: bool,
+    /// Warnings of the compiler.
+    pub warnings: Diagnostics,
+}
+
+/// What left a step.
+#[derive(Debug, Clone)]
+pub struct StepReport {
+    /// The step.
+    pub name: String,
+    /// Its class.
+    pub class: String,
+    /// Rows.
+    pub rows: u64,
+    /// Bytes of Arrow data.
+    pub bytes: u64,
+    /// Batches.
+    pub batches: u64,
+}
+
+/// What a sink published.
+#[derive(Debug, Clone)]
+pub struct SinkReport {
+    /// The sink.
+    pub name: String,
+    /// Its path as the workflow says it.
+    pub path: String,
+    /// Rows.
+    pub rows: u64,
+    /// The format of its files.
+    pub format: Format,
+    /// Columns that became folders, with their types, for whoever reads it back.
+    pub partitions: Vec<(String, LogicalType)>,
+}
+
+/// How a run ended that did not succeed.
+#[derive(Debug)]
+pub enum RunError {
+    /// Reports; their gravest fault says whose it is.
+    Failed(Diagnostics),
+    /// It was cancelled; nothing was published.
+    Cancelled,
+}
+
+impl std::fmt::Display for RunError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            RunError::Failed(reports) => reports.fmt(f),
+            RunError::Cancelled => f.write_str("the run was cancelled; nothing was published"),
+        }
+    }
+}
+
+impl std::error::Error for RunError {}
+
+impl From<Diagnostics> for RunError {
+    fn from(reports: Diagnostics) -> Self {
+        RunError::Failed(reports)
+    }
+}
+
+/// What watches a run: told once when it starts, with the meters to read as it goes.
+pub trait Observer: Send + Sync {
+    /// The workflow compiled, and its plans begin to run.
+    fn started(&self, run: Uuid, meters: &IndexMap<String, Arc<Meter>>);
+}
+
+/// Nobody watches.
+impl Observer for () {
+    fn started(&self, _run: Uuid, _meters: &IndexMap<String, Arc<Meter>>) {}
+}
+
+/// Runs a workflow to its end.
+///
+/// # Errors
+/// Everything that is wrong with the workflow; the first failure of a step; or that `cancel` was triggered. In each
+/// case nothing was published, unless a report says which sinks were.
+pub async fn run(
+    engine: &Engine,
+    workflow: Arc<Workflow>,
+    inputs: &Inputs,
+    cancel: &CancellationToken,
+    observer: &dyn Observer,
+) -> Result<RunReport, RunError> {
+    let started = Instant::now();
+    let id = Uuid::now_v7();
+    let mut replanned = false;
+    loop {
+        let state = engine.session(replanned);
+        let compiled = compile(Arc::clone(&workflow), inputs, state, &engine.options().stores).await?;
+        if compiled.cut.segments.is_empty() {
+            let nothing = Diagnostic::error(
+                "RM0119",
+                format!("workflow `{}` has no sink, so there is nothing to run", workflow.name.value),
+            )
+            .at(workflow.name.span, "")
+            .help("add one: `sinks: {result: {from: STEP, path: out/result.parquet}}`");
+            return Err(failed(&workflow, nothing).into());
+        }
+        let mut staged = stage(engine, &compiled, id).await?;
+        let outcome = execute(engine, &compiled, inputs, &mut staged, id, cancel, observer).await;
+        match outcome {
+            Ok(done) => {
+                let sinks = match publish(&compiled, staged, &done.written).await {
+                    Ok(sinks) => sinks,
+                    Err(report) => return Err(failed(&workflow, report).into()),
+                };
+                return Ok(RunReport {
+                    id,
+                    workflow: workflow.name.value.clone(),
+                    steps: step_reports(&compiled),
+                    unneeded: compiled.unneeded.clone(),
+                    sinks,
+                    collected: done.collected,
+                    elapsed: started.elapsed(),
+                    replanned,
+                    warnings: compiled.warnings,
+                });
+            }
+            Err(stop) => {
+                discard(staged).await;
+                match stop {
+                    // Hash joins cannot spill, sort-merge joins can (DESIGN 18). All steps are pure here, and nothing
+                    // was published, so the run simply starts over.
+                    Stop::Error(error, true) if !replanned && is_out_of_memory(&error) => {
+                        tracing::warn!("memory ran out in a hash join; starting over with sort-merge joins");
+                        replanned = true;
+                    }
+                    Stop::Error(error, _) => return Err(failed(&workflow, report(&error)).into()),
+                    Stop::Report(report) => return Err(failed(&workflow, *report).into()),
+                    Stop::Cancelled => return Err(RunError::Cancelled),
+                }
+            }
+        }
+    }
+}
+
+fn failed(workflow: &Workflow, report: Diagnostic) -> Diagnostics {
+    Diagnostics { reports: vec![report], texts: Arc::clone(&workflow.texts) }
+}
+
+async fn stage(engine: &Engine, compiled: &Compiled, id: Uuid) -> Result<Vec<StagedSink>, RunError> {
+    let mut staged = Vec::new();
+    for sink in &compiled.sinks {
+        let store = engine.runtime().object_store(&sink.location.store);
+        let place = match store {
+            Ok(store) => StagedSink::stage(sink, id, &store).map_err(|error| error.to_string()),
+            Err(error) => Err(error.strip_backtrace()),
+        };
+        match place {
+            Ok(place) => staged.push(place),
+            Err(message) => {
+                discard(staged).await;
+                return Err(failed(&compiled.workflow, environment(message)).into());
+            }
+        }
+    }
+    Ok(staged)
+}
+
+fn environment(message: String) -> Diagnostic {
+    let lower = message.to_lowercase();
+    let (code, help) = if lower.contains("permission denied") || lower.contains("read-only") {
+        ("RM0703", "check who owns the folder, or write somewhere else")
+    } else if lower.contains("no space left") || lower.contains("quota") {
+        ("RM0702", "free some space, or write to a larger disk")
+    } else {
+        ("RM0704", "the run published nothing and can be started again")
+    };
+    Diagnostic::error(code, message).fault(Fault::Environment).help(help)
+}
+
+/// Why execution ended early.
+enum Stop {
+    /// An operator failed; whether the plans held hash joins.
+    Error(DataFusionError, bool),
+    Report(Box<Diagnostic>),
+    Cancelled,
+}
+
+#[derive(Default)]
+struct Done {
+    /// Rows written, by sink.
+    written: Vec<u64>,
+    collected: IndexMap<String, Vec<RecordBatch>>,
+}
+
+async fn execute(
+    engine: &Engine,
+    compiled: &Compiled,
+    inputs: &Inputs,
+    staged: &mut [StagedSink],
+    id: Uuid,
+    cancel: &CancellationToken,
+    observer: &dyn Observer,
+) -> Result<Done, Stop> {
+    let planned = plan(compiled, inputs, staged).await.map_err(|error| Stop::Error(error, false))?;
+    let hashing = has_hash_join(&planned);
+    observer.started(id, &compiled.meters);
+    let tasks: Vec<_> = planned
+        .roots
+        .iter()
+        .map(|root| {
+            let context = Arc::new(TaskContext::from(&compiled.state));
+            let plan = Arc::clone(&root.plan);
+            // Each root runs on a task of its own: consumers of one spool must not wait for each other.
+            SpawnedTask::spawn(collect_partitioned(plan, context))
+        })
+        .collect();
+    let all = try_join_all(tasks.into_iter().map(|task| async move {
+        match task.join().await {
+            Ok(result) => result,
+            Err(error) if error.is_panic() => Err(panicked(error)),
+            Err(error) => Err(DataFusionError::ExecutionJoin(Box::new(error))),
+        }
+    }));
+    let results = match select(Box::pin(all), Box::pin(cancel.cancelled())).await {
+        Either::Left((results, _)) => results.map_err(|error| Stop::Error(error, hashing))?,
+        // Dropping the futures aborts every task below them.
+        Either::Right(((), _)) => return Err(Stop::Cancelled),
+    };
+    for place in staged.iter_mut() {
+        place.seal().await.map_err(|error| Stop::Report(Box::new(environment(error.to_string()))))?;
+    }
+    if let Some(file) = files::changed(&compiled.files, engine.runtime()).await {
+        return Err(Stop::Report(Box::new(
+            Diagnostic::error("RM0604", format!("{file}; the result would mix two versions, so it was not published"))
+                .fault(Fault::Data)
+                .help("run it again when nobody writes to its sources"),
+        )));
+    }
+    if cancel.is_cancelled() {
+        return Err(Stop::Cancelled);
+    }
+    let mut done = Done { written: vec![0; compiled.sinks.len()], ..Done::default() };
+    for (root, partitions) in planned.roots.iter().zip(results) {
+        let batches: Vec<RecordBatch> = partitions.into_iter().flatten().collect();
+        match &root.root {
+            Root::Sink(at) => {
+                if let Some(count) = done.written.get_mut(*at) {
+                    *count = written_rows(&batches);
+                }
+            }
+            Root::Collect(name) => {
+                done.collected.insert(name.clone(), batches);
+            }
+            Root::Step(_) => {}
+        }
+    }
+    Ok(done)
+}
+
+fn panicked(error: tokio::task::JoinError) -> DataFusionError {
+    let panic = error.into_panic();
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message");
+    DataFusionError::Internal(format!("an operator panicked: {text}"))
+}
+
+fn has_hash_join(planned: &Planned) -> bool {
+    fn walk(plan: &Arc<dyn ExecutionPlan>) -> bool {
+        matches!(plan.name(), "HashJoinExec" | "NestedLoopJoinExec") || plan.children().into_iter().any(walk)
+    }
+    planned.roots.iter().any(|root| walk(&root.plan)) || planned.spools.iter().any(|(_, plan)| walk(plan))
+}
+
+/// A write plan answers with one row: how many it wrote.
+fn written_rows(batches: &[RecordBatch]) -> u64 {
+    batches
+        .iter()
+        .filter_map(|batch| batch.column(0).as_primitive_opt::<UInt64Type>())
+        .flat_map(|counts| counts.iter().flatten())
+        .sum()
+}
+
+async fn publish(compiled: &Compiled, staged: Vec<StagedSink>, written: &[u64]) -> Result<Vec<SinkReport>, Diagnostic> {
+    let mut published: Vec<SinkReport> = Vec::new();
+    let mut waiting = staged.into_iter();
+    for (at, sink) in compiled.sinks.iter().enumerate() {
+        let Some(place) = waiting.next() else { break };
+        if let Err(error) = place.publish().await {
+            discard(waiting.collect()).await;
+            let report = environment(error.to_string());
+            return Err(match published.is_empty() {
+                true => report,
+                false => {
+                    let names: Vec<&str> = published.iter().map(|sink| sink.name.as_str()).collect();
+                    report.help(format!(
+                        "already published: {}; the other sinks hold their old version",
+                        names.join(", ")
+                    ))
+                }
+            });
+        }
+        let rows = written.get(at).copied().unwrap_or(0);
+        let schema = compiled
+            .steps
+            .get(&sink.from)
+            .map(|step| Arc::clone(&step.schema))
+            .or_else(|| compiled.source_tables.get(&sink.from).map(|table| table.schema()));
+        let partitions = sink
+            .partition_by
+            .iter()
+            .map(|column| {
+                let kind = schema.as_ref().and_then(|schema| schema.field_with_name(column).ok());
+                (column.clone(), kind.and_then(|field| logical_type(field.data_type())).unwrap_or(LogicalType::String))
+            })
+            .collect();
+        published.push(SinkReport {
+            name: sink.name.clone(),
+            path: sink.path.clone(),
+            rows,
+            format: sink.format,
+            partitions,
+        });
+    }
+    Ok(published)
+}
+
+async fn discard(staged: Vec<StagedSink>) {
+    for place in staged {
+        place.discard().await;
+    }
+}
+
+fn step_reports(compiled: &Compiled) -> Vec<StepReport> {
+    compiled
+        .steps
+        .iter()
+        .filter_map(|(name, step)| {
+            let meter = compiled.meters.get(name)?;
+            Some(StepReport {
+                name: name.clone(),
+                class: step.class.as_str().to_owned(),
+                rows: meter.rows(),
+                bytes: meter.bytes(),
+                batches: meter.batches(),
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,108 @@
+//! DataFusion sessions with our settings: memory, threads, spill space, batch size.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use datafusion::common::Result;
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::execution::{SessionState, SessionStateDefaults};
+use datafusion::prelude::SessionConfig;
+
+use crate::plan::planner::StepPlanner;
+use crate::sources::stores::StoreOptions;
+
+/// Share of the memory limit that operators may reserve. The rest is for what they do not account for: batches in
+/// flight, decoders, the allocator's slack, the program itself.
+const POOL_SHARE: f64 = 0.7;
+/// Rows of a batch where nothing else is said: large enough that the cost of a batch vanishes, small enough that the
+/// columns of a batch stay in the cache between operators.
+pub const BATCH_ROWS: usize = 16_384;
+
+/// How an engine uses its machine.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// Bytes that the process may use.
+    pub memory_bytes: u64,
+    /// Partitions that plans aim at: usually the number of threads.
+    pub partitions: usize,
+    /// Rows of a batch.
+    pub batch_rows: usize,
+    /// Where operators spill to; the system's temporary folder where absent.
+    pub temp_dir: Option<PathBuf>,
+    /// Bytes that may be spilled.
+    pub max_temp_bytes: u64,
+    /// Settings of object stores.
+    pub stores: StoreOptions,
+}
+
+/// What all runs of a process share: memory, spill space, object stores, caches of file footers.
+#[derive(Debug)]
+pub struct Engine {
+    options: EngineOptions,
+    runtime: Arc<RuntimeEnv>,
+}
+
+impl Engine {
+    /// An engine.
+    ///
+    /// # Errors
+    /// When the spill folder cannot be used.
+    pub fn try_new(options: EngineOptions) -> Result<Engine> {
+        let pool = (options.memory_bytes as f64 * POOL_SHARE) as usize;
+        let top = NonZeroUsize::new(3).unwrap_or(NonZeroUsize::MIN);
+        let mode = match &options.temp_dir {
+            Some(folder) => DiskManagerMode::Directories(vec![folder.clone()]),
+            None => DiskManagerMode::OsTmpDirectory,
+        };
+        let runtime = RuntimeEnvBuilder::new()
+            .with_memory_pool(Arc::new(TrackConsumersPool::new(FairSpillPool::new(pool), top)))
+            .with_disk_manager_builder(
+                DiskManagerBuilder::default().with_mode(mode).with_max_temp_directory_size(options.max_temp_bytes),
+            )
+            .build_arc()?;
+        Ok(Engine { options, runtime })
+    }
+
+    /// Its options.
+    pub fn options(&self) -> &EngineOptions {
+        &self.options
+    }
+
+    /// The shared runtime.
+    pub fn runtime(&self) -> &Arc<RuntimeEnv> {
+        &self.runtime
+    }
+
+    /// A session of its own for one compilation: its catalog holds the workflow's names, and its clock stands still.
+    /// With `spilling_joins`, joins sort and merge, which can spill, instead of hashing, which cannot.
+    pub fn session(&self, spilling_joins: bool) -> SessionState {
+        let mut config = SessionConfig::new()
+            .with_target_partitions(self.options.partitions.max(1))
+            .with_batch_size(self.options.batch_rows.max(1))
+            .with_collect_statistics(true)
+            .with_information_schema(false);
+        let options = config.options_mut();
+        options.sql_parser.collect_spans = true;
+        options.execution.time_zone = Some("+00:00".into());
+        options.optimizer.prefer_hash_join = !spilling_joins;
+        let mut state = SessionStateBuilder::new()
+            .with_config(config)
+            .with_runtime_env(Arc::clone(&self.runtime))
+            .with_default_features()
+            .with_table_functions(
+                SessionStateDefaults::default_table_functions()
+                    .into_iter()
+                    .map(|function| (function.name().to_owned(), function))
+                    .collect(),
+            )
+            .with_query_planner(Arc::new(StepPlanner))
+            .build();
+        let options = Arc::clone(state.config().options());
+        state.execution_props_mut().mark_start_execution(options);
+        state
+    }
+}

@@ -1,0 +1,73 @@
+//! How a session uses its machine.
+
+use std::path::PathBuf;
+
+use rowmill_engine::runtime::{BATCH_ROWS, EngineOptions};
+use rowmill_engine::sources::stores::StoreOptions;
+
+/// Options of a [`crate::Session`]; `None` means that the machine is asked.
+#[derive(Debug, Clone, Default)]
+pub struct SessionOptions {
+    /// Bytes that the process may use; 70% of the machine's memory, or of its cgroup's limit, where absent.
+    pub memory_bytes: Option<u64>,
+    /// Partitions that plans aim at; one for each core where absent.
+    pub partitions: Option<usize>,
+    /// Rows of a batch.
+    pub batch_rows: Option<usize>,
+    /// Where operators spill to; the system's temporary folder where absent.
+    pub temp_dir: Option<PathBuf>,
+    /// Bytes that may be spilled; 100 GB where absent.
+    pub max_temp_bytes: Option<u64>,
+    /// Settings of object stores.
+    pub stores: StoreOptions,
+}
+
+impl From<&SessionOptions> for EngineOptions {
+    fn from(options: &SessionOptions) -> Self {
+        EngineOptions {
+            memory_bytes: options.memory_bytes.unwrap_or_else(default_memory_bytes),
+            partitions: options.partitions.unwrap_or_else(cores),
+            batch_rows: options.batch_rows.unwrap_or(BATCH_ROWS),
+            temp_dir: options.temp_dir.clone(),
+            max_temp_bytes: options.max_temp_bytes.unwrap_or(100 << 30),
+            stores: options.stores.clone(),
+        }
+    }
+}
+
+/// Cores that this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// 70% of what the machine has or the cgroup allows, whichever is less.
+pub fn default_memory_bytes() -> u64 {
+    const FALLBACK: u64 = 4 << 30;
+    let limit = [machine_memory_bytes(), cgroup_memory_bytes()].into_iter().flatten().min().unwrap_or(FALLBACK);
+    limit / 10 * 7
+}
+
+fn machine_memory_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// The limit of this process's cgroup (v2), or of any above it.
+fn cgroup_memory_bytes() -> Option<u64> {
+    let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let mut folder = PathBuf::from("/sys/fs/cgroup").join(path.trim_start_matches('/'));
+    let mut least: Option<u64> = None;
+    loop {
+        if let Some(limit) =
+            std::fs::read_to_string(folder.join("memory.max")).ok().and_then(|text| text.trim().parse().ok())
+        {
+            least = Some(least.map_or(limit, |other| other.min(limit)));
+        }
+        if folder.as_os_str() == "/sys/fs/cgroup" || !folder.pop() {
+            return least;
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Every setting: key, kind, default, one sentence. The reference page, the JSON schema and all readers go by it.
+
+/// A setting.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// `execution.memory`
+    pub key: &'static str,
+    /// What it takes.
+    pub kind: Kind,
+    /// The default as text; `None` where it is not set by default.
+    pub default: Option<&'static str>,
+    /// One sentence.
+    pub about: &'static str,
+}
+
+/// What a setting takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A size in bytes with a unit (`2GB`, `512MiB`), or `auto`.
+    BytesOrAuto,
+    /// A whole number from 1 to this, or `auto`.
+    CountOrAuto(u64),
+    /// A path, or `auto`.
+    PathOrAuto,
+    /// One of these words.
+    Word(&'static [&'static str]),
+    /// `true` or `false`.
+    Bool,
+    /// Any text.
+    Text,
+    /// A URL that begins with `http://` or `https://`.
+    Url,
+    /// A reference to a secret: `env:NAME` or `file:/path`.
+    Secret,
+}
+
+impl Kind {
+    /// For the reference page and for errors.
+    pub fn describe(&self) -> String {
+        match self {
+            Kind::BytesOrAuto => "a size such as `512MB` or `2GiB`, or `auto`".to_owned(),
+            Kind::CountOrAuto(most) => format!("a whole number from 1 to {most}, or `auto`"),
+            Kind::PathOrAuto => "a path, or `auto`".to_owned(),
+            Kind::Word(words) => format!("one of {}", crate::suggest::listed(words.iter().copied())),
+            Kind::Bool => "`true` or `false`".to_owned(),
+            Kind::Text => "a text".to_owned(),
+            Kind::Url => "a URL that begins with `http://` or `https://`".to_owned(),
+            Kind::Secret => "a secret: `env:NAME` or `file:/path`".to_owned(),
+        }
+    }
+}
+
+const fn setting(key: &'static str, kind: Kind, default: Option<&'static str>, about: &'static str) -> Setting {
+    Setting { key, kind, default, about }
+}
+
+/// Every setting, by section.
+pub const SETTINGS: &[Setting] = &[
+    setting(
+        "execution.memory",
+        Kind::BytesOrAuto,
+        Some("auto"),
+        "Memory for running queries; beyond it they spill to disk. `auto` is 70% of the machine's memory, or of its control group's limit.",
+    ),
+    setting("execution.threads", Kind::CountOrAuto(1024), Some("auto"), "Worker threads. `auto` is one per core."),
+    setting(
+        "execution.batch_rows",
+        Kind::CountOrAuto(1_048_576),
+        Some("auto"),
+        "Rows of a batch. `auto` lets the engine choose.",
+    ),
+    setting(
+        "execution.temp_dir",
+        Kind::PathOrAuto,
+        Some("auto"),
+        "Where spilled data goes. `auto` is the system's directory for temporary files.",
+    ),
+    setting(
+        "execution.max_temp_bytes",
+        Kind::BytesOrAuto,
+        Some("auto"),
+        "The most that spilled data may take. `auto` lets the engine choose.",
+    ),
+    setting(
+        "execution.partitions",
+        Kind::CountOrAuto(4096),
+        Some("auto"),
+        "Partitions that are worked on at the same time. `auto` is one per thread.",
+    ),
+    setting(
+        "output.progress",
+        Kind::Word(&["auto", "plain", "bar", "none"]),
+        Some("auto"),
+        "How progress is shown. `auto` is a bar on a terminal and nothing otherwise.",
+    ),
+    setting(
+        "output.format",
+        Kind::Word(&["auto", "table", "json"]),
+        Some("auto"),
+        "How results are printed. `auto` is a table on a terminal and JSON otherwise.",
+    ),
+    setting(
+        "output.color",
+        Kind::Word(&["auto", "always", "never"]),
+        Some("auto"),
+        "Whether to use colours. `auto` uses them on a terminal, unless `NO_COLOR` is set.",
+    ),
+    setting(
+        "log.level",
+        Kind::Word(&["off", "error", "warn", "info", "debug", "trace"]),
+        Some("warn"),
+        "The least severe level that is logged.",
+    ),
+    setting("object_store.s3.endpoint", Kind::Url, None, "The URL of a store that is compatible with S3."),
+    setting("object_store.s3.region", Kind::Text, None, "The region; from `AWS_REGION` where it is not set."),
+    setting("object_store.s3.access_key_id", Kind::Secret, None, "The id of the access key."),
+    setting("object_store.s3.secret_access_key", Kind::Secret, None, "The access key."),
+    setting("object_store.s3.session_token", Kind::Secret, None, "The token of temporary credentials."),
+    setting(
+        "object_store.s3.allow_http",
+        Kind::Bool,
+        Some("false"),
+        "Whether the endpoint may be reached without TLS.",
+    ),
+    setting(
+        "object_store.s3.virtual_hosted",
+        Kind::Bool,
+        Some("false"),
+        "Whether the bucket is part of the host's name rather than of the path.",
+    ),
+    setting("object_store.gcs.endpoint", Kind::Url, None, "The URL of a store that is compatible with GCS."),
+    setting("object_store.gcs.service_account_key", Kind::Secret, None, "The key of a service account, as JSON."),
+    setting(
+        "object_store.gcs.allow_http",
+        Kind::Bool,
+        Some("false"),
+        "Whether the endpoint may be reached without TLS.",
+    ),
+    setting("object_store.azure.account", Kind::Text, None, "The storage account."),
+    setting(
+        "object_store.azure.endpoint",
+        Kind::Url,
+        None,
+        "The URL of a store that is compatible with Azure Blob Storage.",
+    ),
+    setting("object_store.azure.access_key", Kind::Secret, None, "The key of the storage account."),
+    setting(
+        "object_store.azure.allow_http",
+        Kind::Bool,
+        Some("false"),
+        "Whether the endpoint may be reached without TLS.",
+    ),
+    setting(
+        "object_store.http.allow_http",
+        Kind::Bool,
+        Some("false"),
+        "Whether `http://` URLs may be read, without TLS.",
+    ),
+];
+
+/// The setting of a key.
+pub(crate) fn find(key: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.key == key)
+}
+
+/// The next words of all keys that begin with `prefix` (empty, or ending in a dot), each once.
+pub(crate) fn children(prefix: &str) -> Vec<&'static str> {
+    let mut children: Vec<&'static str> = Vec::new();
+    for rest in SETTINGS.iter().filter_map(|setting| setting.key.strip_prefix(prefix)) {
+        let word = rest.split('.').next().unwrap_or(rest);
+        if !children.contains(&word) {
+            children.push(word);
+        }
+    }
+    children
+}
+
+/// The environment variable that sets a key: `ROWMILL_EXECUTION__MEMORY`.
+pub(crate) fn env_name(key: &str) -> String {
+    format!("ROWMILL_{}", key.to_uppercase().replace('.', "__"))
+}

@@ -1,0 +1,319 @@
+//! The configuration: a catalogue of settings, and what the layers make of them.
+//!
+//! Owns which settings there are, their types and their defaults ([`SETTINGS`]), how layers override each other
+//! ([`Config::load`]), and where each value came from ([`Config::origin`]). Finding and reading files, and asking the
+//! machine what `auto` means, is for others: everything here works on texts.
+//!
+//! ```text
+//!  defaults < user file < project file < environment ROWMILL_SECTION__KEY < flags
+//! ```
+
+mod catalogue;
+mod layers;
+mod reference;
+mod secret;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use std::path::PathBuf;
+
+use indexmap::IndexMap;
+
+pub use catalogue::{Kind, SETTINGS, Setting};
+pub use layers::{Inputs, Layer, Origin};
+pub use reference::reference_page;
+pub use secret::{Secret, SecretError};
+use value::Setting as Value;
+pub use value::parse_bytes;
+
+/// The configuration, all layers applied.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// `execution.*`
+    pub execution: Execution,
+    /// `output.*`
+    pub output: Output,
+    /// `log.*`
+    pub log: Log,
+    /// `object_store.*`
+    pub object_store: ObjectStore,
+    entries: IndexMap<&'static str, Entry>,
+}
+
+/// One value and where it came from.
+#[derive(Debug, Clone, PartialEq)]
+struct Entry {
+    value: Option<Value>,
+    origin: Origin,
+}
+
+/// How work is done on this machine. `None` means that the machine decides (`auto`).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Execution {
+    /// Memory for running queries, in bytes.
+    pub memory_bytes: Option<u64>,
+    /// Worker threads.
+    pub threads: Option<usize>,
+    /// Rows of a batch.
+    pub batch_rows: Option<usize>,
+    /// Where spilled data goes.
+    pub temp_dir: Option<PathBuf>,
+    /// The most that spilled data may take, in bytes.
+    pub max_temp_bytes: Option<u64>,
+    /// Partitions of a stage.
+    pub partitions: Option<usize>,
+}
+
+/// What is shown, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Output {
+    /// How progress is shown.
+    pub progress: Progress,
+    /// How results are printed.
+    pub format: OutputFormat,
+    /// Whether to use colours.
+    pub color: Color,
+}
+
+/// What is logged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// The least severe level that is logged: `off`, `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: String,
+}
+
+/// How object stores are reached. What is `None` is left to the store's own environment (`AWS_REGION` and so on).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ObjectStore {
+    /// Amazon S3 and compatible stores.
+    pub s3: S3,
+    /// Google Cloud Storage.
+    pub gcs: Gcs,
+    /// Azure Blob Storage.
+    pub azure: Azure,
+    /// Plain web servers.
+    pub http: Http,
+}
+
+/// `object_store.s3.*`
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct S3 {
+    /// The URL of a compatible store.
+    pub endpoint: Option<String>,
+    /// The region.
+    pub region: Option<String>,
+    /// The access key's id.
+    pub access_key_id: Option<Secret>,
+    /// The access key.
+    pub secret_access_key: Option<Secret>,
+    /// The token of temporary credentials.
+    pub session_token: Option<Secret>,
+    /// Whether an endpoint may be reached without TLS.
+    pub allow_http: bool,
+    /// Whether the bucket is part of the host's name.
+    pub virtual_hosted: bool,
+}
+
+/// `object_store.gcs.*`
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Gcs {
+    /// The URL of a compatible store.
+    pub endpoint: Option<String>,
+    /// The service account's key, as JSON.
+    pub service_account_key: Option<Secret>,
+    /// Whether an endpoint may be reached without TLS.
+    pub allow_http: bool,
+}
+
+/// `object_store.azure.*`
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Azure {
+    /// The storage account.
+    pub account: Option<String>,
+    /// The URL of a compatible store.
+    pub endpoint: Option<String>,
+    /// The account's key.
+    pub access_key: Option<Secret>,
+    /// Whether an endpoint may be reached without TLS.
+    pub allow_http: bool,
+}
+
+/// `object_store.http.*`
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Http {
+    /// Whether `http://` URLs may be read, without TLS.
+    pub allow_http: bool,
+}
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Progress {
+    /// A bar on a terminal, nothing otherwise.
+    #[default]
+    Auto,
+    /// A line from time to time.
+    Plain,
+    /// A bar.
+    Bar,
+    /// Nothing.
+    None,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OutputFormat {
+    /// A table on a terminal, JSON otherwise.
+    #[default]
+    Auto,
+    /// A table.
+    Table,
+    /// JSON.
+    Json,
+}
+
+/// Whether to use colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Color {
+    /// On a terminal, unless `NO_COLOR` is set.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// One line of `config show`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown<'a> {
+    /// `execution.memory`
+    pub key: &'static str,
+    /// The value as text, secrets redacted; `None` where it is not set.
+    pub value: Option<String>,
+    /// Where it came from.
+    pub origin: &'a Origin,
+}
+
+impl Config {
+    /// Where the value of a setting came from; `None` where there is no such setting.
+    pub fn origin(&self, key: &str) -> Option<&Origin> {
+        self.entries.get(key).map(|entry| &entry.origin)
+    }
+
+    /// Every setting with its value and origin, in the order of the catalogue.
+    pub fn show(&self) -> impl Iterator<Item = Shown<'_>> {
+        self.entries.iter().map(|(key, entry)| Shown {
+            key,
+            value: entry.value.as_ref().map(ToString::to_string),
+            origin: &entry.origin,
+        })
+    }
+
+    /// Gives every value its place; the catalogue says which kind each key has.
+    fn from_entries(entries: IndexMap<&'static str, Entry>) -> Self {
+        let values = Values(&entries);
+        let count = |key| values.count(key).map(|count| usize::try_from(count).unwrap_or(usize::MAX));
+        let execution = Execution {
+            memory_bytes: values.count("execution.memory"),
+            threads: count("execution.threads"),
+            batch_rows: count("execution.batch_rows"),
+            temp_dir: values.text("execution.temp_dir").map(PathBuf::from),
+            max_temp_bytes: values.count("execution.max_temp_bytes"),
+            partitions: count("execution.partitions"),
+        };
+        let output = Output {
+            progress: match values.word("output.progress") {
+                "plain" => Progress::Plain,
+                "bar" => Progress::Bar,
+                "none" => Progress::None,
+                _ => Progress::Auto,
+            },
+            format: match values.word("output.format") {
+                "table" => OutputFormat::Table,
+                "json" => OutputFormat::Json,
+                _ => OutputFormat::Auto,
+            },
+            color: match values.word("output.color") {
+                "always" => Color::Always,
+                "never" => Color::Never,
+                _ => Color::Auto,
+            },
+        };
+        let object_store = ObjectStore {
+            s3: S3 {
+                endpoint: values.text("object_store.s3.endpoint"),
+                region: values.text("object_store.s3.region"),
+                access_key_id: values.secret("object_store.s3.access_key_id"),
+                secret_access_key: values.secret("object_store.s3.secret_access_key"),
+                session_token: values.secret("object_store.s3.session_token"),
+                allow_http: values.bool("object_store.s3.allow_http"),
+                virtual_hosted: values.bool("object_store.s3.virtual_hosted"),
+            },
+            gcs: Gcs {
+                endpoint: values.text("object_store.gcs.endpoint"),
+                service_account_key: values.secret("object_store.gcs.service_account_key"),
+                allow_http: values.bool("object_store.gcs.allow_http"),
+            },
+            azure: Azure {
+                account: values.text("object_store.azure.account"),
+                endpoint: values.text("object_store.azure.endpoint"),
+                access_key: values.secret("object_store.azure.access_key"),
+                allow_http: values.bool("object_store.azure.allow_http"),
+            },
+            http: Http { allow_http: values.bool("object_store.http.allow_http") },
+        };
+        let log = Log { level: values.word("log.level").to_owned() };
+        Config { execution, output, log, object_store, entries }
+    }
+}
+
+impl Default for Config {
+    /// The defaults of the catalogue.
+    fn default() -> Self {
+        Config::from_entries(layers::defaults())
+    }
+}
+
+/// Reads entries as what the catalogue says they are; another kind is the same as none, and a test walks the
+/// catalogue so that none is.
+struct Values<'a>(&'a IndexMap<&'static str, Entry>);
+
+impl Values<'_> {
+    fn get(&self, key: &str) -> Option<&Value> {
+        debug_assert!(self.0.contains_key(key), "`{key}` is not in the catalogue");
+        self.0.get(key)?.value.as_ref()
+    }
+
+    fn count(&self, key: &str) -> Option<u64> {
+        match self.get(key) {
+            Some(Value::Bytes(count) | Value::Count(count)) => Some(*count),
+            _ => None,
+        }
+    }
+
+    fn text(&self, key: &str) -> Option<String> {
+        match self.get(key) {
+            Some(Value::Text(text)) => Some(text.clone()),
+            _ => None,
+        }
+    }
+
+    fn word(&self, key: &str) -> &'static str {
+        match self.get(key) {
+            Some(Value::Word(word)) => word,
+            _ => "",
+        }
+    }
+
+    fn bool(&self, key: &str) -> bool {
+        matches!(self.get(key), Some(Value::Bool(true)))
+    }
+
+    fn secret(&self, key: &str) -> Option<Secret> {
+        match self.get(key) {
+            Some(Value::Secret(secret)) => Some(secret.clone()),
+            _ => None,
+        }
+    }
+}

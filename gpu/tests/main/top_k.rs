@@ -1,0 +1,201 @@
+//! The similarity search: the CPU path against plain sums in double precision, the kernels against the same.
+use std::sync::Arc;
+
+use arrow::array::*;
+use arrow::buffer::NullBuffer;
+use arrow::datatypes::{DataType, Field};
+use half::{bf16, f16};
+use proptest::prelude::*;
+use rowmill_gpu::ops::top_k::cpu::CpuCorpus;
+use rowmill_gpu::ops::top_k::gpu::GpuCorpus;
+use rowmill_gpu::ops::top_k::{Metric, Neighbour};
+
+use crate::data::Random;
+use crate::emulator;
+
+const METRICS: [Metric; 3] = [Metric::Dot, Metric::Cosine, Metric::L2];
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Item {
+    F32,
+    F16,
+    Bf16,
+}
+
+/// Embeddings in which all three kinds of items are exact, some rows null, zero or NaN; sliced.
+fn embeddings(rows: usize, dims: usize, item: Item, special: bool, random: &mut Random) -> FixedSizeListArray {
+    let before = random.below(4);
+    let all = rows + before;
+    let mut values: Vec<f32> = (0..all * dims).map(|_| random.below(255) as f32 / 16.0 - 8.0).collect();
+    let mut valid = vec![true; all];
+    for row in 0..all {
+        if special {
+            match random.below(12) {
+                0 => valid[row] = false,
+                1 => values[row * dims..(row + 1) * dims].fill(0.0),
+                2 => values[row * dims] = f32::NAN,
+                _ => {}
+            }
+        }
+    }
+    let (data_type, items): (_, ArrayRef) = match item {
+        Item::F32 => (DataType::Float32, Arc::new(Float32Array::from(values))),
+        Item::F16 => {
+            (DataType::Float16, Arc::new(Float16Array::from_iter_values(values.iter().map(|&v| f16::from_f32(v)))))
+        }
+        Item::Bf16 => {
+            let bits = values.iter().map(|&v| bf16::from_f32(v).to_bits());
+            (DataType::UInt16, Arc::new(UInt16Array::from_iter_values(bits)))
+        }
+    };
+    let field = Arc::new(Field::new("item", data_type, true));
+    let list = FixedSizeListArray::new(field, dims as i32, items, Some(NullBuffer::from(valid)));
+    list.slice(before, rows)
+}
+
+fn vector(list: &FixedSizeListArray, row: usize) -> Option<Vec<f64>> {
+    if list.is_null(row) {
+        return None;
+    }
+    let items = list.value(row);
+    if let Some(bits) = items.as_primitive_opt::<arrow::datatypes::UInt16Type>() {
+        return Some(bits.values().iter().map(|&bits| bf16::from_bits(bits).to_f64()).collect());
+    }
+    let wide = arrow::compute::cast(&items, &DataType::Float64).unwrap();
+    Some(wide.as_primitive::<arrow::datatypes::Float64Type>().values().to_vec())
+}
+
+/// The true score of a row; `None` when it is never a result.
+fn score(metric: Metric, query: &[f64], row: &[f64]) -> Option<f64> {
+    let dot: f64 = query.iter().zip(row).map(|(a, b)| a * b).sum();
+    let length = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let score = match metric {
+        Metric::Dot => dot,
+        Metric::Cosine => dot / (length(query) * length(row)),
+        Metric::L2 => query.iter().zip(row).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt(),
+    };
+    (!score.is_nan()).then_some(score)
+}
+
+/// Every result has its true score, the scores are in order, and none that is left out is better than the last.
+fn check(
+    metric: Metric,
+    corpus: &FixedSizeListArray,
+    queries: &FixedSizeListArray,
+    k: usize,
+    found: &[Vec<Neighbour>],
+    what: &str,
+) {
+    assert_eq!(found.len(), queries.len(), "{what}");
+    for (at, results) in found.iter().enumerate() {
+        let query = vector(queries, at);
+        let scores: Vec<Option<f64>> =
+            (0..corpus.len()).map(|row| score(metric, query.as_ref()?, vector(corpus, row).as_ref()?)).collect();
+        let mut sorted: Vec<f64> = scores.iter().flatten().copied().collect();
+        sorted.sort_by(|a, b| if metric == Metric::L2 { a.total_cmp(b) } else { b.total_cmp(a) });
+        sorted.truncate(k);
+        assert_eq!(results.len(), sorted.len(), "{what}: query {at}");
+        let mut rows: Vec<u32> = results.iter().map(|result| result.row).collect();
+        for (result, best) in results.iter().zip(&sorted) {
+            // Norms of up to 100 items of up to 8; f32 sums.
+            let tolerance = 1e-2;
+            assert!(
+                (f64::from(result.score) - best).abs() < tolerance,
+                "{what}: query {at}: {result:?}, expected {best}"
+            );
+            let own = scores[result.row as usize].expect("a row that is never a result");
+            assert!((f64::from(result.score) - own).abs() < tolerance, "{what}: query {at}: {result:?} is {own}");
+        }
+        rows.sort_unstable();
+        rows.dedup();
+        assert_eq!(rows.len(), results.len(), "{what}: a row twice");
+    }
+}
+
+#[test]
+fn the_cpu_search_is_right() {
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+        cases: 60,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
+    runner
+        .run(&(0..1200_usize, 1..80_usize, 1..70_usize, 0..30_usize, any::<u64>()), |(rows, dims, queries, k, seed)| {
+            let random = &mut Random::new(seed);
+            let item = [Item::F32, Item::F16, Item::Bf16][random.below(3)];
+            let corpus = embeddings(rows, dims, item, true, random);
+            let asked = embeddings(queries, dims, Item::F32, true, random);
+            for metric in METRICS {
+                let found = CpuCorpus::try_new(&corpus, metric).unwrap().search(&asked, k).unwrap();
+                check(
+                    metric,
+                    &corpus,
+                    &asked,
+                    k,
+                    &found,
+                    &format!("{metric:?} {item:?} {rows} x {dims}, {queries} queries, k {k}"),
+                );
+            }
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn the_kernels_find_the_same() {
+    let device = emulator::device();
+    for (dims, item) in [(16, Item::F32), (7, Item::F32), (24, Item::Bf16), (16, Item::F16), (5, Item::Bf16)] {
+        for metric in METRICS {
+            for (rows, queries, k) in
+                [(0, 1, 3), (1, 1, 1), (31, 2, 40), (33, 3, 5), (1025, 8, 10), (300, 9, 7), (130, 70, 3)]
+            {
+                let random = &mut Random::new((dims + rows) as u64);
+                let corpus = embeddings(rows, dims, item, true, random);
+                let asked = embeddings(queries, dims, item, true, random);
+                let found = GpuCorpus::upload(&device.device, &corpus, metric).unwrap().search(&asked, k).unwrap();
+                let what = format!("{metric:?} {item:?} {rows} x {dims}, {queries} queries, k {k}");
+                check(metric, &corpus, &asked, k, &found, &what);
+                let on_cpu = CpuCorpus::try_new(&corpus, metric).unwrap().search(&asked, k).unwrap();
+                let lengths = |found: &[Vec<Neighbour>]| found.iter().map(Vec::len).collect::<Vec<_>>();
+                assert_eq!(lengths(&found), lengths(&on_cpu), "{what}");
+            }
+        }
+    }
+}
+
+/// More rows than the selection's buffer holds, so that it sorts and prunes in between.
+#[test]
+fn the_selection_prunes() {
+    let device = emulator::device();
+    let random = &mut Random::new(77);
+    let corpus = embeddings(9000, 4, Item::F32, false, random);
+    let asked = embeddings(2, 4, Item::F32, false, random);
+    for k in [1, 100, 1500] {
+        let found = GpuCorpus::upload(&device.device, &corpus, Metric::L2).unwrap().search(&asked, k).unwrap();
+        check(Metric::L2, &corpus, &asked, k, &found, &format!("k {k}"));
+    }
+}
+
+#[test]
+fn ties_go_to_the_lower_row() {
+    let device = emulator::device();
+    let ones = |rows: usize| {
+        let items: ArrayRef = Arc::new(Float32Array::from(vec![1.0; rows * 3]));
+        FixedSizeListArray::new(Arc::new(Field::new("item", DataType::Float32, true)), 3, items, None)
+    };
+    let rows = |found: Vec<Vec<Neighbour>>| found[0].iter().map(|n| n.row).collect::<Vec<_>>();
+    for metric in METRICS {
+        let cpu = CpuCorpus::try_new(&ones(2000), metric).unwrap().search(&ones(1), 4).unwrap();
+        assert_eq!(rows(cpu), [0, 1, 2, 3]);
+        let gpu = GpuCorpus::upload(&device.device, &ones(2000), metric).unwrap().search(&ones(1), 4).unwrap();
+        assert_eq!(rows(gpu), [0, 1, 2, 3]);
+    }
+}
+
+#[test]
+fn wrong_queries_are_refused_in_words() {
+    let random = &mut Random::new(1);
+    let corpus = CpuCorpus::try_new(&embeddings(5, 4, Item::F32, false, random), Metric::Dot).unwrap();
+    let error = corpus.search(&embeddings(1, 3, Item::F32, false, random), 2).unwrap_err();
+    assert_eq!(error.to_string(), "queries have 3 dimensions, the corpus has 4");
+}

@@ -1,0 +1,2 @@
+-- rowmill: 3
+CREATE STREAM s AS SELECT 1;

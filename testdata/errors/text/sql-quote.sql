@@ -1,0 +1,3 @@
+CREATE VIEW s AS
+SELECT 'größe, carrier
+FROM flights;

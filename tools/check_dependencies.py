@@ -1,0 +1,83 @@
+"""Holds the direction of dependencies against `cargo metadata`, and ARCHITECTURE.md's list of crates too.
+
+The table below is the house: for each crate the crates of ours that it may use, and the heavy outsiders that only
+some may link. Exits with 1 and names every edge that goes the wrong way.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Crate -> ours that it may depend on (in its library; dev-dependencies may look at anything below the edges).
+MAY_USE = {
+    "rowmill-spec": set(),
+    "rowmill-step": set(),
+    "rowmill-store": set(),
+    "rowmill-gpu": set(),
+    "rowmill-features": set(),
+    "rowmill-versions": set(),
+    "rowmill-examples": set(),
+    "rowmill-step-http": {"rowmill-step"},
+    "rowmill-step-lookup": {"rowmill-step"},
+    "rowmill-step-command": {"rowmill-step"},
+    "rowmill-engine": {"rowmill-spec", "rowmill-step", "rowmill-store", "rowmill-features"},
+    "rowmill": {
+        "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-store", "rowmill-gpu",
+        "rowmill-step-http", "rowmill-step-lookup", "rowmill-step-command",
+    },
+    "rowmill-cli": {"rowmill", "rowmill-spec"},
+    "rowmill-benches": {"rowmill", "rowmill-spec"},
+}
+
+# Heavy outsiders have few doors: name prefix -> crates that may depend on it directly.
+DOORS = {
+    "datafusion": {"rowmill-engine", "rowmill", "rowmill-benches", "rowmill-features"},
+    "ballista": {"rowmill-scheduler", "rowmill-executor", "rowmill-versions"},
+    "pyo3": {"rowmill-python", "rowmill-versions"},
+    "cudarc": {"rowmill-gpu"},
+    "reqwest": {"rowmill-step-http", "rowmill-features"},
+    "sqlx": {"rowmill-store", "rowmill-step-lookup", "rowmill-features"},
+}
+
+
+def main() -> int:
+    command = ["cargo", "metadata", "--format-version", "1", "--no-deps", "--locked", "--offline"]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if answer.returncode != 0:
+        print(answer.stderr, file=sys.stderr)
+        return 1
+    packages = json.loads(answer.stdout)["packages"]
+    ours = {package["name"] for package in packages}
+    wrong = []
+    for package in packages:
+        name = package["name"]
+        if name not in MAY_USE:
+            wrong.append(f"{name} has no place in the house: add it to tools/check_dependencies.py and ARCHITECTURE.md")
+            continue
+        for dependency in package["dependencies"]:
+            used = dependency["name"]
+            if dependency["kind"] == "dev":
+                continue
+            if used in ours and used not in MAY_USE[name]:
+                wrong.append(f"{name} depends on {used}, which the house does not allow")
+            for prefix, doors in DOORS.items():
+                if (used == prefix or used.startswith(prefix + "-")) and name not in doors:
+                    wrong.append(f"{name} links {used}; only {', '.join(sorted(doors))} may")
+    listed = set(re.findall(r"^\| `[^`]*` \| `(rowmill[a-z-]*)`", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE))
+    for name in sorted(ours - listed):
+        wrong.append(f"ARCHITECTURE.md does not list {name}")
+    for name in sorted(listed - ours):
+        wrong.append(f"ARCHITECTURE.md lists {name}, which is no crate")
+    for line in wrong:
+        print(line, file=sys.stderr)
+    if not wrong:
+        print(f"{len(ours)} crates, every dependency goes down")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+//! Holds no code: names versions that later rooms need, so that the lock file has resolved them together.
