@@ -11,7 +11,12 @@ fn missing_and_broken_files() {
     let scratch = Scratch::new();
     scratch.run(FLOW).fails(1, &["RM0502", "a.csv", "flow.yaml:4"]);
     scratch.write("a.csv", "id,x\n1,2\n3\n");
-    scratch.run(FLOW).fails(1, &["RM06", "step `s`"]);
+    scratch.run(FLOW).fails(1, &["RM0603", "a.csv", "line 3"]);
+    // Beyond the rows that types are inferred from it is met while running.
+    let mut long = String::from("id,x\n");
+    (0..20_000).for_each(|id| long.push_str(&format!("{id},1\n")));
+    scratch.write("a.csv", long + "7\n");
+    scratch.run(FLOW).fails(1, &["RM0603", "step `s`", "20002"]);
     scratch.write("torn.parquet", b"PAR1 this is no parquet");
     scratch.run(&FLOW.replace("a.csv", "torn.parquet")).fails(1, &["RM0505", "torn.parquet"]);
     scratch.write("empty.parquet", b"");
@@ -52,7 +57,7 @@ fn a_source_that_changes_is_noticed() {
     let mut text = String::from("id\n");
     (0..3_000_000).for_each(|id| text.push_str(&format!("{id}\n")));
     scratch.write("a.csv", &text);
-    scratch.write("flow.yaml", FLOW.replace("SELECT * FROM t", "SELECT id, md5(id::varchar) AS h FROM t"));
+    scratch.write("flow.yaml", FLOW.replace("SELECT * FROM t", "\"SELECT id, md5(id::varchar) AS h FROM t\""));
     let mut child = scratch.command().args(["run", "flow.yaml"]).stderr(std::process::Stdio::piped()).spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(30);
     while scratch.names("out").is_empty() {
@@ -74,7 +79,7 @@ fn workflows_that_attack_the_reader() {
     let bomb = "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b]\nrowmill: 1\nname: bomb\n";
     scratch.run(bomb).fails(1, &["RM01"]);
     let deep = format!("rowmill: 1\nname: deep\nsteps: {}{}\n", "[".repeat(100_000), "]".repeat(100_000));
-    scratch.run(&deep).fails(1, &["RM0102"]);
+    scratch.run(&deep).fails(1, &["RM01"]);
     let nested = format!(
         "rowmill: 1\nname: n\nsteps:\n  s: {{sql: \"SELECT {}1{} AS x\"}}\nsinks:\n  o: {{from: s, path: o.csv}}\n",
         "(".repeat(5_000),
@@ -134,4 +139,55 @@ fn a_secret_is_printed_nowhere() {
         assert!(!said.contains(canary), "{arguments:?}: {said}");
     }
     scratch.rowmill(&["check", "flow.yaml"]).fails(75, &["RM0410", "KEY"]);
+}
+
+/// A small file system of its own; goes away with the value.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    /// `None`, with the reason printed, where this user may not mount; a failure where CI promised it.
+    fn mount(path: std::path::PathBuf) -> Option<SmallDisk> {
+        std::fs::create_dir_all(&path).unwrap();
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"])
+            .arg(&path)
+            .output()
+            .is_ok_and(|output| output.status.success());
+        assert!(mounted || std::env::var_os("CI").is_none(), "cannot mount a small disk");
+        if !mounted {
+            eprintln!("passed over: this user cannot mount a small disk");
+        }
+        mounted.then_some(SmallDisk(path))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_leaves_the_old_result() {
+    let scratch = Scratch::new();
+    let Some(_disk) = SmallDisk::mount(scratch.path("small")) else { return };
+    let flow = |rows: u64, path: &str| format!("rowmill: 1\nname: full\nsources:\n  n: {{range: {{start: 0, end: {rows}}}}}\nsteps:\n  s: {{sql: SELECT value FROM n}}\nsinks:\n  out: {{from: s, path: small/{path}}}\n");
+    scratch.run(&flow(10, "a.csv")).ok();
+    scratch.run(&flow(10, "d/")).ok();
+    let old = std::fs::read(scratch.path("small/a.csv")).unwrap();
+    scratch.run(&flow(3_000_000, "a.csv")).fails(75, &["RM0702"]);
+    scratch.run(&flow(9_000_000, "d/")).fails(75, &["RM0702"]);
+    assert_eq!(scratch.names("small"), ["a.csv", "d"]);
+    assert_eq!(std::fs::read(scratch.path("small/a.csv")).unwrap(), old);
+    assert_eq!(scratch.sql("SELECT count(*) FROM 'small/d/'").rows(), ["10"]);
+}
+
+#[test]
+fn a_full_spill_folder_is_told() {
+    let scratch = Scratch::new();
+    scratch.write("flow.yaml", "rowmill: 1\nname: spill\nsources:\n  n: {range: {start: 0, end: 8000000}}\nsteps:\n  s: {sql: \"SELECT value, value * 7919 % 1000003 AS k FROM n ORDER BY k\"}\nsinks:\n  out: {from: s, path: out/o.parquet}\n");
+    scratch
+        .rowmill(&["run", "flow.yaml", "--memory", "100MB", "--option", "execution.max_temp_bytes=1MB"])
+        .fails(75, &["RM0702", "step `s`"]);
+    assert!(scratch.names("out").is_empty());
 }

@@ -67,7 +67,7 @@ fn values_cannot_lead_out_of_a_partitioned_directory() {
     // Four folders and two markers, and every value comes back as it was.
     assert_eq!(scratch.names("out/d").len(), 6, "{:?}", scratch.names("out/d"));
     scratch
-        .run("rowmill: 1\nname: r\nsources:\n  t: {path: out/d/, partitions: {k: string}}\nsteps:\n  s: {sql: SELECT v, k FROM t ORDER BY v}\nsinks:\n  out: {from: s, path: r.csv}\n")
+        .run("rowmill: 1\nname: r\nsources:\n  t: {path: out/d/, partitions: {k: string}}\nsteps:\n  s: {sql: \"SELECT v, k FROM t ORDER BY v\"}\nsinks:\n  out: {from: s, path: r.csv}\n")
         .ok();
     assert_eq!(std::fs::read_to_string(scratch.path("r.csv")).unwrap(), "v,k\n1,../../up\n2,/etc/x\n3,a=b%2F..\n4,.\n");
 }

@@ -25,7 +25,7 @@ const MAGIC: &[u8; 8] = b"rmcubin1";
 /// How a kernel's floating point is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Floats {
-    /// As the CPU computes: see [`EQUALITY_OPTIONS`].
+    /// As the CPU computes: see `EQUALITY_OPTIONS`.
     AsOnCpu,
     /// Products and sums may be fused.
     Fused,

@@ -60,7 +60,7 @@ impl DeviceBuffer {
 }
 
 impl DevicePool {
-    /// A pool over `stream`'s device. `budget_bytes` is [`BUDGET_SHARE`] of what is free unless it is given.
+    /// A pool over `stream`'s device. `budget_bytes` is 85% of what is free unless it is given.
     pub fn try_new(stream: Arc<CudaStream>, budget_bytes: Option<usize>) -> Result<Arc<Self>> {
         let context = stream.context();
         let budget_bytes = match budget_bytes {

@@ -69,10 +69,8 @@ async fn execute(context: &Context, text: &str, format: RowFormat, settings: &Se
 }
 
 async fn one(context: &Context, statement: rowmill::SqlStatement, format: RowFormat) -> Result<u64, rowmill::SqlError> {
-    let plan = context.state().statement_to_plan(statement).await?;
-    let frame = context.execute_logical_plan(plan).await?;
-    let schema = std::sync::Arc::new(frame.schema().as_arrow().clone());
-    let mut stream = frame.execute_stream().await?;
+    let answer = context.execute(statement).await?;
+    let (schema, mut stream) = (answer.schema, answer.rows);
     let mut printer = Printer::new(format);
     let mut rows = 0;
     let mut held: Vec<RecordBatch> = Vec::new();

@@ -8,6 +8,7 @@
 //! | [`sinks`] | staging and publishing |
 //! | [`local`] | the runner in this process |
 //! | [`runtime`] | DataFusion sessions with our settings |
+//! | [`sql`] | free SQL over files |
 //! | [`error`] | run-time errors as reports |
 //! | [`types`] | logical types and Arrow's |
 
@@ -18,4 +19,5 @@ pub mod plan;
 pub mod runtime;
 pub mod sinks;
 pub mod sources;
+pub mod sql;
 pub mod types;

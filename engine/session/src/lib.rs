@@ -26,6 +26,7 @@ pub use rowmill_engine::compile::explain::Explanation;
 pub use rowmill_engine::local::{Observer, RunError, RunReport, SinkReport, StepReport};
 pub use rowmill_engine::plan::meter::Meter;
 pub use rowmill_engine::sources::stores::StoreOptions;
+pub use rowmill_engine::sql::{SqlContext, SqlStatement, split_statements};
 pub use rowmill_spec as spec;
 pub use rowmill_spec::{Diagnostics, Fault, Workflow};
-pub use session::{Session, SqlContext, SqlError, SqlStatement, split_statements};
+pub use session::{Session, SqlError};

@@ -54,19 +54,30 @@ fn machine_memory_bytes() -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// The limit of this process's cgroup (v2), or of any above it.
+/// The least limit of this process's cgroup and those above it, version 2 or 1.
 fn cgroup_memory_bytes() -> Option<u64> {
     let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let mut folder = PathBuf::from("/sys/fs/cgroup").join(path.trim_start_matches('/'));
+    own.lines()
+        .filter_map(|line| {
+            let mut parts = line.splitn(3, ':').skip(1);
+            match (parts.next()?, parts.next()?) {
+                ("", path) => least_limit("/sys/fs/cgroup", path, "memory.max"),
+                (controllers, path) if controllers.split(',').any(|name| name == "memory") => {
+                    least_limit("/sys/fs/cgroup/memory", path, "memory.limit_in_bytes")
+                }
+                _ => None,
+            }
+        })
+        .min()
+}
+
+fn least_limit(root: &str, path: &str, file: &str) -> Option<u64> {
+    let mut folder = PathBuf::from(root).join(path.trim_start_matches('/'));
     let mut least: Option<u64> = None;
     loop {
-        if let Some(limit) =
-            std::fs::read_to_string(folder.join("memory.max")).ok().and_then(|text| text.trim().parse().ok())
-        {
-            least = Some(least.map_or(limit, |other| other.min(limit)));
-        }
-        if folder.as_os_str() == "/sys/fs/cgroup" || !folder.pop() {
+        let limit = std::fs::read_to_string(folder.join(file)).ok().and_then(|text| text.trim().parse().ok());
+        least = least.into_iter().chain(limit).min();
+        if folder.as_os_str() == root || !folder.pop() {
             return least;
         }
     }

@@ -2,34 +2,19 @@
 
 use std::sync::Arc;
 
-use datafusion::common::{DataFusionError, Result as DataFusionResult};
-use datafusion::execution::context::SessionContext;
-use datafusion::sql::parser::{DFParser, Statement};
-use rowmill_engine::compile::explain::{Explanation, explain};
-use rowmill_engine::compile::{Inputs, compile, plan};
+use rowmill_engine::compile::Inputs;
+use rowmill_engine::compile::explain::{Explanation, check_workflow, explain_workflow};
 use rowmill_engine::error::report;
 use rowmill_engine::local::{self, Observer, RunError, RunReport};
 use rowmill_engine::runtime::{Engine, EngineOptions};
-use rowmill_engine::sinks::StagedSink;
+use rowmill_engine::sql::SqlContext;
 use rowmill_spec::{Diagnostics, Workflow};
 use tokio_util::sync::CancellationToken;
 
 use crate::options::SessionOptions;
 
-/// A context for free SQL.
-pub type SqlContext = SessionContext;
-/// What can go wrong in it.
-pub type SqlError = DataFusionError;
-/// One parsed statement.
-pub type SqlStatement = Statement;
-
-/// Parses a text of statements.
-///
-/// # Errors
-/// When it is not SQL.
-pub fn split_statements(text: &str) -> DataFusionResult<Vec<SqlStatement>> {
-    Ok(DFParser::parse_sql(text)?.into_iter().collect())
-}
+/// What can go wrong below the reports of a workflow.
+pub type SqlError = datafusion::common::DataFusionError;
 
 /// One engine in this process. Sessions are cheap to clone and share memory, spill space and caches.
 #[derive(Debug, Clone)]
@@ -42,7 +27,7 @@ impl Session {
     ///
     /// # Errors
     /// When the spill folder cannot be used.
-    pub fn try_new(options: SessionOptions) -> DataFusionResult<Session> {
+    pub fn try_new(options: SessionOptions) -> Result<Session, SqlError> {
         let engine = Engine::try_new(EngineOptions::from(&options))?;
         Ok(Session { engine: Arc::new(engine) })
     }
@@ -57,9 +42,7 @@ impl Session {
     /// # Errors
     /// Everything that is wrong with it, at once.
     pub async fn check(&self, workflow: Arc<Workflow>, inputs: &Inputs) -> Result<Diagnostics, Diagnostics> {
-        let inputs = Inputs { everything: true, ..inputs.clone() };
-        let compiled = compile(workflow, &inputs, self.engine.session(false), &self.engine.options().stores).await?;
-        Ok(compiled.warnings)
+        check_workflow(&self.engine, workflow, inputs).await
     }
 
     /// Explains what a workflow will do; with `plans`, down to the physical plans.
@@ -72,16 +55,7 @@ impl Session {
         inputs: &Inputs,
         plans: bool,
     ) -> Result<Explanation, Diagnostics> {
-        let texts = Arc::clone(&workflow.texts);
-        let compiled = compile(workflow, inputs, self.engine.session(false), &self.engine.options().stores).await?;
-        if !plans {
-            return Ok(explain(&compiled, None));
-        }
-        let places: Vec<StagedSink> = compiled.sinks.iter().map(StagedSink::imagined).collect();
-        match plan(&compiled, inputs, &places).await {
-            Ok(planned) => Ok(explain(&compiled, Some(&planned))),
-            Err(error) => Err(Diagnostics { reports: vec![report(&error)], texts }),
-        }
+        explain_workflow(&self.engine, workflow, inputs, plans).await
     }
 
     /// Runs a workflow to its end.
@@ -107,12 +81,12 @@ impl Session {
     }
 
     /// A context for free SQL on this engine, in which a file is a table by its quoted path: `FROM 'x.parquet'`.
-    pub fn sql_context(&self) -> SessionContext {
-        SessionContext::new_with_state(self.engine.session(false)).enable_url_table()
+    pub fn sql_context(&self) -> SqlContext {
+        SqlContext::new(&self.engine)
     }
 
     /// An SQL error as a report.
-    pub fn report(error: &DataFusionError) -> Diagnostics {
+    pub fn report(error: &SqlError) -> Diagnostics {
         Diagnostics { reports: vec![report(error)], ..Diagnostics::default() }
     }
 }

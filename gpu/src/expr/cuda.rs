@@ -105,6 +105,10 @@ impl<'a> Writer<'a> {
 
     /// The struct for everything written.
     pub(crate) fn inputs(&self) -> Result<Inputs> {
+        // The struct is an argument of the kernel, and those share 4 KiB.
+        if self.columns.len() * 2 + self.constants.len() > 448 {
+            return Err(Error::Unsupported("an expression with hundreds of columns and constants".into()));
+        }
         let mut declaration = String::from("struct Inputs {\n");
         for &at in &self.columns {
             let physical = Physical::try_from(self.schema.field(at).data_type())?;

@@ -50,7 +50,30 @@ fn a_kernel_that_does_not_compile_is_refused_and_not_tried_again() {
     let error = compile_to_cubin("extern \"C\" __global__ void broken(", "sm_90", Floats::AsOnCpu, false).unwrap_err();
     assert!(matches!(&error, Error::Compile { log, .. } if log.contains("error")), "{error}");
     assert!(error.falls_back_to_cpu());
-    drop(device);
+    let compiler = device.device.compiler();
+    for _ in 0..2 {
+        assert!(matches!(compiler.function("broken(", "broken", Floats::AsOnCpu), Err(Error::Compile { .. })));
+    }
+    assert_eq!(compiler.counts(), CompileCounts { refused: 1, ..CompileCounts::default() });
+}
+
+#[test]
+fn an_expression_beyond_a_kernels_arguments_is_refused() {
+    use rowmill_gpu::expr::{BinaryOp, literal};
+    let one = || literal(arrow::array::Int64Array::new_scalar(1)).unwrap();
+    let sum = (0..300).fold(column(data::at("i64")), |sum, _| sum.binary(BinaryOp::Add, one()));
+    let aggregates = [Aggregate::new(rowmill_gpu::ops::aggregate::AggregateFunction::Sum, sum, "s")];
+    assert!(matches!(FilterAggregate::try_new(data::schema(), None, &aggregates), Err(Error::Unsupported(_))));
+}
+
+#[test]
+fn a_group_by_that_does_not_fit_gives_everything_back() {
+    let device = emulator::open(&DeviceOptions { budget_bytes: Some(60_000), ..DeviceOptions::default() });
+    let query = crate::group_by::query(&["i64"], None, &crate::group_by::aggregates());
+    let batch = data::batch(2000, 1);
+    let error = query.upload(&device.device, &batch).and_then(|batch| query.run(&device.device, &batch)).unwrap_err();
+    assert!(matches!(error, Error::OutOfMemory { .. }) && error.falls_back_to_cpu(), "{error}");
+    assert_eq!(device.device.memory().reserved_bytes(), 0);
 }
 
 #[test]

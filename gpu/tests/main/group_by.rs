@@ -50,7 +50,7 @@ fn sorted(batch: &RecordBatch, keys: usize) -> RecordBatch {
     take_record_batch(batch, &lexsort_to_indices(&columns, None).unwrap()).unwrap()
 }
 
-fn check(device: &emulator::Emulated, query: &GroupBy, keys: usize, batch: &RecordBatch, what: &str) {
+pub(crate) fn check(device: &emulator::Emulated, query: &GroupBy, keys: usize, batch: &RecordBatch, what: &str) {
     let expected = query.run_on_cpu(batch);
     let found = query.upload(&device.device, batch).and_then(|batch| query.run(&device.device, &batch));
     match (expected, found) {

@@ -4,6 +4,7 @@
 
 mod check_binary;
 mod data;
+mod emulation;
 mod emulator;
 mod expressions;
 mod faults;

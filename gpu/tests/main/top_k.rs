@@ -6,9 +6,10 @@ use arrow::buffer::NullBuffer;
 use arrow::datatypes::{DataType, Field};
 use half::{bf16, f16};
 use proptest::prelude::*;
+use rowmill_gpu::device::DeviceOptions;
 use rowmill_gpu::ops::top_k::cpu::CpuCorpus;
 use rowmill_gpu::ops::top_k::gpu::GpuCorpus;
-use rowmill_gpu::ops::top_k::{Metric, Neighbour};
+use rowmill_gpu::ops::top_k::{Corpus, Metric, Neighbour};
 
 use crate::data::Random;
 use crate::emulator;
@@ -163,6 +164,22 @@ fn the_kernels_find_the_same() {
     }
 }
 
+/// One search on the device over 16 dimensions of f32, checked.
+pub(crate) fn check_kernels(
+    device: &emulator::Emulated,
+    metric: Metric,
+    rows: usize,
+    queries: usize,
+    k: usize,
+    what: &str,
+) {
+    let random = &mut Random::new(rows as u64);
+    let corpus = embeddings(rows, 16, Item::F32, true, random);
+    let asked = embeddings(queries, 16, Item::F32, true, random);
+    let found = GpuCorpus::upload(&device.device, &corpus, metric).unwrap().search(&asked, k).unwrap();
+    check(metric, &corpus, &asked, k, &found, what);
+}
+
 /// More rows than the selection's buffer holds, so that it sorts and prunes in between.
 #[test]
 fn the_selection_prunes() {
@@ -190,6 +207,32 @@ fn ties_go_to_the_lower_row() {
         let gpu = GpuCorpus::upload(&device.device, &ones(2000), metric).unwrap().search(&ones(1), 4).unwrap();
         assert_eq!(rows(gpu), [0, 1, 2, 3]);
     }
+}
+
+/// No device, a device without room, a request without a kernel: the same results from the CPU.
+#[test]
+fn a_search_that_cannot_be_offloaded_is_finished_on_the_cpu() {
+    let random = &mut Random::new(5);
+    let corpus = embeddings(4000, 8, Item::F32, true, random);
+    let asked = embeddings(3, 8, Item::F32, false, random);
+    let expected = CpuCorpus::try_new(&corpus, Metric::L2).unwrap();
+    let alone = Corpus::try_new(&corpus, Metric::L2, None).unwrap();
+    assert!(!alone.is_on_device());
+    assert_eq!(alone.search(&asked, 5).unwrap(), expected.search(&asked, 5).unwrap());
+    {
+        let device = emulator::device();
+        let kept = Corpus::try_new(&corpus, Metric::L2, Some(&device.device)).unwrap();
+        assert!(kept.is_on_device());
+        let found = kept.search(&asked, 5).unwrap();
+        check(Metric::L2, &corpus, &asked, 5, &found, "kept on the device");
+        // More than the selection's buffer holds.
+        assert_eq!(kept.search(&asked, 3500).unwrap(), expected.search(&asked, 3500).unwrap());
+    }
+    let budget_bytes = Some(1000);
+    let device = emulator::open(&DeviceOptions { budget_bytes, ..DeviceOptions::default() });
+    let refused = Corpus::try_new(&corpus, Metric::L2, Some(&device.device)).unwrap();
+    assert!(!refused.is_on_device());
+    assert_eq!(refused.search(&asked, 5).unwrap(), expected.search(&asked, 5).unwrap());
 }
 
 #[test]

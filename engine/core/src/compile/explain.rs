@@ -1,14 +1,21 @@
 //! What a compiled workflow will do, for people and for machines: the DAG, the stages, the plans.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use datafusion::physical_plan::displayable;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use rowmill_spec::{Diagnostics, Workflow};
 use serde::Serialize;
 
-use super::Compiled;
 use super::check_types::EdgeKind;
 use super::cut_segments::Root;
 use super::plan_segments::Planned;
+use super::{Compiled, Inputs, compile, plan};
+use crate::error::report;
+use crate::runtime::Engine;
+use crate::sinks::StagedSink;
 use crate::types::logical_name;
 
 /// The whole explanation; serializes to the JSON form.
@@ -62,6 +69,47 @@ pub struct StageView {
     pub output: String,
     /// The physical plan, where it was made.
     pub plan: Option<String>,
+}
+
+/// Checks a workflow, unneeded steps included, and gives its warnings.
+///
+/// # Errors
+/// Everything that is wrong with it, at once.
+pub fn check_workflow<'a>(
+    engine: &'a Engine,
+    workflow: Arc<Workflow>,
+    inputs: &'a Inputs,
+) -> BoxFuture<'a, Result<Diagnostics, Diagnostics>> {
+    async move {
+        let inputs = Inputs { everything: true, ..inputs.clone() };
+        Ok(compile(workflow, &inputs, engine.session(false), &engine.options().stores).await?.warnings)
+    }
+    .boxed()
+}
+
+/// Explains what a workflow will do; with `plans`, down to the physical plans.
+///
+/// # Errors
+/// Everything that is wrong with it, at once.
+pub fn explain_workflow<'a>(
+    engine: &'a Engine,
+    workflow: Arc<Workflow>,
+    inputs: &'a Inputs,
+    plans: bool,
+) -> BoxFuture<'a, Result<Explanation, Diagnostics>> {
+    async move {
+        let texts = Arc::clone(&workflow.texts);
+        let compiled = compile(workflow, inputs, engine.session(false), &engine.options().stores).await?;
+        if !plans {
+            return Ok(explain(&compiled, None));
+        }
+        let places: Vec<StagedSink> = compiled.sinks.iter().map(StagedSink::imagined).collect();
+        match plan(&compiled, inputs, &places).await {
+            Ok(planned) => Ok(explain(&compiled, Some(&planned))),
+            Err(error) => Err(Diagnostics { reports: vec![report(&error)], texts }),
+        }
+    }
+    .boxed()
 }
 
 /// Explains `compiled`; with `planned`, the plans too.

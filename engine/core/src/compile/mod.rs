@@ -29,8 +29,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use arrow::datatypes::SchemaRef;
 use datafusion::catalog::TableProvider;
 use datafusion::execution::SessionState;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use indexmap::IndexMap;
 use rowmill_spec::{Diagnostic, Diagnostics, Severity, Value, Workflow};
 
@@ -90,11 +93,28 @@ pub struct Compiled {
     pub warnings: Diagnostics,
 }
 
+impl Compiled {
+    /// The columns of a step or source.
+    pub fn schema_of(&self, name: &str) -> Option<SchemaRef> {
+        let step = self.steps.get(name).map(|step| Arc::clone(&step.schema));
+        step.or_else(|| self.source_tables.get(name).map(|table| table.schema()))
+    }
+}
+
 /// Checks a workflow and cuts it into segments.
 ///
 /// # Errors
 /// Everything that is wrong with it, at once.
-pub async fn compile(
+pub fn compile<'a>(
+    workflow: Arc<Workflow>,
+    inputs: &'a Inputs,
+    state: SessionState,
+    stores: &'a StoreOptions,
+) -> BoxFuture<'a, Result<Compiled, Diagnostics>> {
+    compile_workflow(workflow, inputs, state, stores).boxed()
+}
+
+async fn compile_workflow(
     workflow: Arc<Workflow>,
     inputs: &Inputs,
     state: SessionState,

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use datafusion::catalog::TableProvider;
 use datafusion::execution::SessionState;
-use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
 use rowmill_spec::{Diagnostic, Source, SourceKind, Workflow};
 
 use super::bind_values::Bound;
@@ -42,12 +43,10 @@ pub async fn open(
     let mut opened = OpenedSources::default();
     let needed: Vec<&Source> =
         workflow.sources.values().filter(|source| names.sources.contains(&source.name.value)).collect();
-    let results: Vec<_> = futures::stream::iter(needed)
-        .map(|source| async move { (source, open_one(source, inputs, bound, state, stores).await) })
-        .buffered(CONCURRENCY)
-        .collect()
-        .await;
-    for (source, result) in results {
+    let opening: Vec<BoxFuture<'_, _>> =
+        needed.iter().map(|source| open_one(source, inputs, bound, state, stores)).collect();
+    let results: Vec<_> = futures::stream::iter(opening).buffered(CONCURRENCY).collect().await;
+    for (source, result) in needed.into_iter().zip(results) {
         match result {
             Ok(one) => {
                 opened.tables.insert(source.name.value.clone(), one.table);
@@ -59,7 +58,17 @@ pub async fn open(
     opened
 }
 
-async fn open_one(
+fn open_one<'a>(
+    source: &'a Source,
+    inputs: &'a Inputs,
+    bound: &'a Bound,
+    state: &'a SessionState,
+    stores: &'a StoreOptions,
+) -> BoxFuture<'a, Result<files::Opened, Vec<Diagnostic>>> {
+    open_source(source, inputs, bound, state, stores).boxed()
+}
+
+async fn open_source(
     source: &Source,
     inputs: &Inputs,
     bound: &Bound,

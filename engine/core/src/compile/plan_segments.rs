@@ -14,6 +14,8 @@ use datafusion::common::{Column, DataFusionError, Result, internal_err};
 use datafusion::datasource::{provider_as_source, source_as_provider};
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, TableScan};
 use datafusion::physical_plan::ExecutionPlan;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 
 use super::check_types::EdgeKind;
 use super::cut_segments::Root;
@@ -57,7 +59,15 @@ struct Demand {
 ///
 /// # Errors
 /// What DataFusion says; type errors were found before, so this is a plan that cannot be made physical.
-pub async fn plan(compiled: &Compiled, inputs: &Inputs, staged: &[StagedSink]) -> Result<Planned> {
+pub fn plan<'a>(
+    compiled: &'a Compiled,
+    inputs: &'a Inputs,
+    staged: &'a [StagedSink],
+) -> BoxFuture<'a, Result<Planned>> {
+    plan_all(compiled, inputs, staged).boxed()
+}
+
+async fn plan_all(compiled: &Compiled, inputs: &Inputs, staged: &[StagedSink]) -> Result<Planned> {
     let state = &compiled.state;
     let mut demands: HashMap<String, Demand> = HashMap::new();
     let mut optimized: Vec<Option<LogicalPlan>> = Vec::new();

@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::UInt64Type;
 use datafusion::common::runtime::SpawnedTask;
-use datafusion::common::{DataFusionError, Result};
+use datafusion::common::{DataFusionError, Result, ToDFSchema as _};
 use datafusion::execution::TaskContext;
+use datafusion::logical_expr::{EmptyRelation, LogicalPlan};
 use datafusion::physical_plan::{ExecutionPlan, collect_partitioned};
-use futures::future::{Either, select, try_join_all};
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Either, select, try_join_all};
 use indexmap::IndexMap;
 use rowmill_spec::{Diagnostic, Diagnostics, Fault, Format, LogicalType, Workflow};
 use tokio_util::sync::CancellationToken;
@@ -20,7 +22,7 @@ use crate::compile::{Compiled, Inputs, Planned, compile, plan};
 use crate::error::{is_out_of_memory, report};
 use crate::plan::meter::Meter;
 use crate::runtime::Engine;
-use crate::sinks::StagedSink;
+use crate::sinks::{SinkTarget, StagedSink};
 use crate::sources::files;
 use crate::types::logical_type;
 
@@ -119,7 +121,18 @@ impl Observer for () {
 /// # Errors
 /// Everything that is wrong with the workflow; the first failure of a step; or that `cancel` was triggered. In each
 /// case nothing was published, unless a report says which sinks were.
-pub async fn run(
+pub fn run<'a>(
+    engine: &'a Engine,
+    workflow: Arc<Workflow>,
+    inputs: &'a Inputs,
+    cancel: &'a CancellationToken,
+    observer: &'a dyn Observer,
+) -> BoxFuture<'a, Result<RunReport, RunError>> {
+    // Boxed here, so that the code of the whole run is generated in this crate and not again in each that calls it.
+    run_workflow(engine, workflow, inputs, cancel, observer).boxed()
+}
+
+async fn run_workflow(
     engine: &Engine,
     workflow: Arc<Workflow>,
     inputs: &Inputs,
@@ -170,7 +183,14 @@ pub async fn run(
                         tracing::warn!("memory ran out in a hash join; starting over with sort-merge joins");
                         replanned = true;
                     }
-                    Stop::Error(error, _) => return Err(failed(&workflow, report(&error)).into()),
+                    Stop::Error(error, _) => {
+                        // A file that was replaced under a reader fails in many ways; the reason is one.
+                        let report = match files::changed(&compiled.files, engine.runtime()).await {
+                            Some(file) => source_changed(&file),
+                            None => report(&error),
+                        };
+                        return Err(failed(&workflow, report).into());
+                    }
                     Stop::Report(report) => return Err(failed(&workflow, *report).into()),
                     Stop::Cancelled => return Err(RunError::Cancelled),
                 }
@@ -263,15 +283,17 @@ async fn execute(
         // Dropping the futures aborts every task below them.
         Either::Right(((), _)) => return Err(Stop::Cancelled),
     };
+    let written: Vec<Option<u64>> = written_by_sink(compiled, &planned, &results);
+    for (at, (sink, place)) in compiled.sinks.iter().zip(staged.iter()).enumerate() {
+        if sink.is_directory() && written.get(at).copied().flatten() == Some(0) {
+            write_empty(compiled, sink, place).await.map_err(|error| Stop::Error(error, false))?;
+        }
+    }
     for place in staged.iter_mut() {
         place.seal().await.map_err(|error| Stop::Report(Box::new(environment(error.to_string()))))?;
     }
     if let Some(file) = files::changed(&compiled.files, engine.runtime()).await {
-        return Err(Stop::Report(Box::new(
-            Diagnostic::error("RM0604", format!("{file}; the result would mix two versions, so it was not published"))
-                .fault(Fault::Data)
-                .help("run it again when nobody writes to its sources"),
-        )));
+        return Err(Stop::Report(Box::new(source_changed(&file))));
     }
     if cancel.is_cancelled() {
         return Err(Stop::Cancelled);
@@ -292,6 +314,39 @@ async fn execute(
         }
     }
     Ok(done)
+}
+
+fn source_changed(file: &str) -> Diagnostic {
+    Diagnostic::error("RM0604", format!("{file}; the result would mix two versions, so it was not published"))
+        .fault(Fault::Data)
+        .help("run it again when nobody writes to its sources")
+}
+
+/// Rows that each sink's plan wrote.
+fn written_by_sink(compiled: &Compiled, planned: &Planned, results: &[Vec<Vec<RecordBatch>>]) -> Vec<Option<u64>> {
+    let mut written = vec![None; compiled.sinks.len()];
+    for (root, partitions) in planned.roots.iter().zip(results) {
+        if let Root::Sink(at) = root.root
+            && let Some(place) = written.get_mut(at)
+        {
+            *place = Some(partitions.iter().map(|batches| written_rows(batches)).sum());
+        }
+    }
+    written
+}
+
+/// An empty result still has a schema: a directory gets one file without rows.
+async fn write_empty(compiled: &Compiled, sink: &SinkTarget, staged: &StagedSink) -> Result<()> {
+    let Some(schema) = compiled.schema_of(&sink.from) else { return Ok(()) };
+    let kept: Vec<usize> = (0..schema.fields().len())
+        .filter(|at| !sink.partition_by.iter().any(|column| column == schema.field(*at).name()))
+        .collect();
+    let schema = Arc::new(schema.project(&kept)?).to_dfschema_ref()?;
+    let rows = LogicalPlan::EmptyRelation(EmptyRelation { produce_one_row: false, schema });
+    let plan = sink.copy_empty(rows, staged)?;
+    let plan = compiled.state.create_physical_plan(&plan).await?;
+    collect_partitioned(plan, Arc::new(TaskContext::from(&compiled.state))).await?;
+    Ok(())
 }
 
 fn panicked(error: tokio::task::JoinError) -> DataFusionError {
@@ -340,11 +395,7 @@ async fn publish(compiled: &Compiled, staged: Vec<StagedSink>, written: &[u64]) 
             });
         }
         let rows = written.get(at).copied().unwrap_or(0);
-        let schema = compiled
-            .steps
-            .get(&sink.from)
-            .map(|step| Arc::clone(&step.schema))
-            .or_else(|| compiled.source_tables.get(&sink.from).map(|table| table.schema()));
+        let schema = compiled.schema_of(&sink.from);
         let partitions = sink
             .partition_by
             .iter()

@@ -50,6 +50,8 @@ pub struct Spool {
     input: Arc<dyn ExecutionPlan>,
     /// Whether entries stay until the end of the run: a recursive query opens its inputs again and again.
     keep_all: bool,
+    /// Computed once: a chain of spools, each read twice, would otherwise be walked 2^n times.
+    statistics: Arc<Statistics>,
     readers: AtomicUsize,
     metrics: ExecutionPlanMetricsSet,
     partitions: Vec<Partition>,
@@ -67,10 +69,14 @@ impl Spool {
         let partitions = (0..input.properties().partitioning.partition_count())
             .map(|_| Partition { log: Arc::new(Log::default()), producer: Mutex::new(None) })
             .collect();
+        let statistics = StatisticsContext::new()
+            .compute(input.as_ref(), &StatisticsArgs::new())
+            .unwrap_or_else(|_| Arc::new(Statistics::new_unknown(&input.schema())));
         Spool {
             step,
             input,
             keep_all,
+            statistics,
             readers: AtomicUsize::new(0),
             metrics: ExecutionPlanMetricsSet::new(),
             partitions,
@@ -434,7 +440,10 @@ impl ExecutionPlan for SpoolExec {
         _inputs: &[Arc<Statistics>],
         arguments: &StatisticsArgs,
     ) -> Result<Arc<Statistics>> {
-        StatisticsContext::new().compute(self.spool.input.as_ref(), arguments)
+        Ok(match arguments.partition() {
+            None => Arc::clone(&self.spool.statistics),
+            Some(_) => Arc::new(Statistics::new_unknown(&self.spool.input.schema())),
+        })
     }
 }
 

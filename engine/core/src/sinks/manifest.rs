@@ -7,7 +7,8 @@
 
 use std::sync::Arc;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use object_store::path::Path as ObjectPath;
 use object_store::{Error, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, UpdateVersion};
 use serde::{Deserialize, Serialize};
@@ -91,19 +92,27 @@ pub async fn load(
 /// The files of the current version, where `prefix` is a directory that was published on an object store.
 pub async fn read(store: &Arc<dyn ObjectStore>, prefix: &ObjectPath) -> Result<Option<Vec<ObjectMeta>>, String> {
     let Some((manifest, _)) = load(store, prefix).await? else { return Ok(None) };
-    let metas: Vec<ObjectMeta> = futures::stream::iter(&manifest.files)
-        .map(|file| async move {
-            let path = file.path.split('/').fold(prefix.clone(), |path, part| path.join(part));
-            let meta = store.head(&path).await.map_err(|error| error.to_string())?;
-            match meta.size == file.size {
-                true => Ok(meta),
-                false => Err(format!("{} has {} bytes instead of {}", path, meta.size, file.size)),
-            }
-        })
-        .buffered(16)
-        .try_collect()
-        .await?;
+    let looks: Vec<BoxFuture<'_, Result<ObjectMeta, String>>> =
+        manifest.files.iter().map(|file| look(store, prefix, file)).collect();
+    let metas: Vec<ObjectMeta> = futures::stream::iter(looks).buffered(16).try_collect().await?;
     Ok(Some(metas))
+}
+
+/// Looks at one file of a version: it is there, and as long as it was.
+fn look<'a>(
+    store: &'a Arc<dyn ObjectStore>,
+    prefix: &'a ObjectPath,
+    file: &'a File,
+) -> BoxFuture<'a, Result<ObjectMeta, String>> {
+    async move {
+        let path = file.path.split('/').fold(prefix.clone(), |path, part| path.join(part));
+        let meta = store.head(&path).await.map_err(|error| error.to_string())?;
+        match meta.size == file.size {
+            true => Ok(meta),
+            false => Err(format!("{} has {} bytes instead of {}", path, meta.size, file.size)),
+        }
+    }
+    .boxed()
 }
 
 /// Puts `manifest` in the place of `seen` (nothing, or what [`load`] gave).

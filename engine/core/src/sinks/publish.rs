@@ -44,7 +44,7 @@ pub enum Error {
         /// The place.
         path: String,
         /// What the store says.
-        source: object_store::Error,
+        source: Box<object_store::Error>,
     },
     /// Another run published in between.
     #[error("sink `{sink}`: another run published `{path}` in the meantime; this run's result was discarded")]
@@ -302,7 +302,7 @@ impl StagedSink {
     }
 
     fn store(&self, action: &'static str, path: &ObjectPath, source: object_store::Error) -> Error {
-        Error::Store { sink: self.sink.clone(), action, path: path.to_string(), source }
+        Error::Store { sink: self.sink.clone(), action, path: path.to_string(), source: Box::new(source) }
     }
 }
 

@@ -22,6 +22,7 @@ use crate::compile::Reports;
 use crate::compile::bind_values::Bound;
 use crate::compile::check_types::Checked;
 use crate::compile::open_sources::OpenedSources;
+use crate::sources::files::HIVE_NULL;
 use crate::sources::format::{file_compression, from_name, word};
 use crate::sources::locate::{Location, locate};
 use crate::sources::stores::{StoreOptions, store_for};
@@ -78,6 +79,20 @@ impl SinkTarget {
         options.insert("single_file_output".to_owned(), single.to_owned());
         LogicalPlanBuilder::copy_to(rows, staged.url.clone(), self.file_type(), options, self.partition_by.clone())?
             .build()
+    }
+
+    /// `rows`, of which there are none, as the one file of a staged directory.
+    ///
+    /// # Errors
+    /// When the plan cannot be built.
+    pub fn copy_empty(&self, rows: LogicalPlan, staged: &StagedSink) -> Result<LogicalPlan> {
+        let mut url = staged.url.clone();
+        for column in &self.partition_by {
+            url.push_str(&format!("{column}={HIVE_NULL}/"));
+        }
+        url.push_str(&format!("part_0.{}", self.extension()));
+        let options = HashMap::from([("single_file_output".to_owned(), "true".to_owned())]);
+        LogicalPlanBuilder::copy_to(rows, url, self.file_type(), options, Vec::new())?.build()
     }
 
     fn file_type(&self) -> Arc<dyn FileType> {
@@ -170,7 +185,7 @@ fn target(
     let (path, span) = bound.path(&sink.path)?;
     let error =
         |code, message: String| Box::new(Diagnostic::error(code, format!("sink `{name}`: {message}")).at(span, ""));
-    let location = locate(&path, base).map_err(|problem| error("RM0501", problem.to_string()))?;
+    let mut location = locate(&path, base).map_err(|problem| error("RM0501", problem.to_string()))?;
     if location.pattern.is_some() {
         return Err(error("RM0501", format!("`{path}` holds a wildcard; a sink writes to one place")));
     }
@@ -178,6 +193,8 @@ fn target(
         return Err(error("RM0510", format!("`{path}` is the root of its store; a sink needs a place below it")));
     }
     let (told_format, told_compression) = from_name(&path);
+    // A name that ends in a format is a file's, even where a directory of that name exists.
+    location.directory = path.ends_with('/') || (location.directory && told_format.is_none());
     let directory = location.directory || !sink.partition_by.is_empty();
     let format = match (sink.format.as_ref().map(|format| format.value), told_format) {
         (Some(format), _) | (None, Some(format)) => format,

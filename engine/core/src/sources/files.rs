@@ -4,14 +4,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
-use datafusion::catalog::{Session, TableProvider};
-use datafusion::common::{DataFusionError, ScalarValue};
+use datafusion::catalog::TableProvider;
+use datafusion::common::{DataFusionError, ScalarValue, Statistics};
 use datafusion::datasource::file_format::FileFormat;
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::execution::SessionState;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::RuntimeEnv;
-use futures::{StreamExt, TryStreamExt};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 use rowmill_spec::model::FileSource;
 use rowmill_spec::{Compression, Diagnostic, Fault, Format, SchemaPolicy, Span};
@@ -30,7 +31,7 @@ const CONCURRENCY: usize = 16;
 /// Text files smaller than this are read by one task anyway, so nobody asks where their line breaks are.
 const SPLIT_BYTES: u64 = 8 << 20;
 /// What Hive writes for a null partition value.
-const HIVE_NULL: &str = "__HIVE_DEFAULT_PARTITION__";
+pub const HIVE_NULL: &str = "__HIVE_DEFAULT_PARTITION__";
 
 /// A source that has been opened.
 #[derive(Debug)]
@@ -69,17 +70,16 @@ impl Found {
 ///
 /// # Errors
 /// Diagnostics that name the source, the file and the next move.
-pub async fn open(
-    name: &str,
-    source: &FileSource,
-    paths: &[(String, Span)],
-    base: &Path,
-    state: &SessionState,
-    stores: &StoreOptions,
-) -> Result<Opened, Vec<Diagnostic>> {
-    let opener =
-        Opener { name, source, base, state, stores, span: paths.first().map_or(Span::NONE, |(_, span)| *span) };
-    opener.open(paths).await
+pub fn open<'a>(
+    name: &'a str,
+    source: &'a FileSource,
+    paths: &'a [(String, Span)],
+    base: &'a Path,
+    state: &'a SessionState,
+    stores: &'a StoreOptions,
+) -> BoxFuture<'a, Result<Opened, Vec<Diagnostic>>> {
+    let span = paths.first().map_or(Span::NONE, |(_, span)| *span);
+    async move { Opener { name, source, base, state, stores, span }.open(paths).await }.boxed()
 }
 
 struct Opener<'a> {
@@ -255,7 +255,7 @@ impl Opener<'_> {
         let split = split && !self.source.csv.newlines_in_values;
         let reader = format::reader(format, compression, &self.source.csv, parquet, split);
 
-        let schemas = self.schemas(&found, format, &reader).await?;
+        let schemas = self.schemas(&found, format, compression, &reader).await?;
         let table_schema = self.table_schema(&found, &schemas, format)?;
         let partition_columns: Vec<FieldRef> = self
             .source
@@ -279,7 +279,7 @@ impl Opener<'_> {
             };
             files.push((file.location.store.clone(), read_with, partitioned));
         }
-        let files = self.with_statistics(files, &found, format, &reader, &table_schema, &partition_columns).await?;
+        let files = self.with_statistics(files, &found, format, &reader, &table_schema).await?;
         let mut stores: Vec<ObjectStoreUrl> = Vec::new();
         for (store, _, _) in &files {
             if !stores.contains(store) {
@@ -336,6 +336,7 @@ impl Opener<'_> {
         &self,
         found: &[Found],
         format: Format,
+        compression: Option<Compression>,
         reader: &Arc<dyn FileFormat>,
     ) -> Result<Vec<SchemaRef>, Diagnostic> {
         let declared = self.declared();
@@ -348,26 +349,67 @@ impl Opener<'_> {
         if let (Some(declared), true) = (&declared, trusted) {
             return Ok(found.iter().map(|_| Arc::clone(declared)).collect());
         }
-        let state: &dyn Session = self.state;
-        futures::stream::iter(found)
-            .map(|file| async move {
-                let schema = reader
-                    .infer_schema(state, &file.store, std::slice::from_ref(&file.meta))
-                    .await
-                    .map_err(|error| self.cannot_infer(file, format, &error))?;
-                self.check_names(file, &schema)?;
-                Ok(schema)
-            })
-            .buffered(CONCURRENCY)
-            .try_collect()
-            .await
+        let looks: Vec<BoxFuture<'_, Result<SchemaRef, Diagnostic>>> =
+            found.iter().map(|file| self.schema_of(file, format, compression, reader)).collect();
+        futures::stream::iter(looks).buffered(CONCURRENCY).try_collect().await
+    }
+
+    /// The schema of one file.
+    fn schema_of<'s>(
+        &'s self,
+        file: &'s Found,
+        format: Format,
+        compression: Option<Compression>,
+        reader: &'s Arc<dyn FileFormat>,
+    ) -> BoxFuture<'s, Result<SchemaRef, Diagnostic>> {
+        async move {
+            let plain = compression.is_none_or(|compression| compression == Compression::None);
+            let inferred = match format == Format::Csv && plain && file.location.is_local() {
+                true => self.infer_csv(file).await,
+                false => reader.infer_schema(self.state, &file.store, std::slice::from_ref(&file.meta)).await,
+            };
+            let schema = inferred.map_err(|error| self.cannot_infer(file, format, &error))?;
+            self.check_names(file, &schema)?;
+            Ok(schema)
+        }
+        .boxed()
+    }
+
+    /// Types from the first rows of a CSV file. DataFusion cuts the file at line breaks first, and so stumbles over
+    /// those inside quotes; a file of this machine is read as a stream instead.
+    async fn infer_csv(&self, file: &Found) -> Result<SchemaRef, DataFusionError> {
+        let path = std::path::PathBuf::from(file.name());
+        let csv = self.source.csv.clone();
+        let looked = tokio::task::spawn_blocking(move || -> Result<Schema, DataFusionError> {
+            let mut format = arrow::csv::reader::Format::default()
+                .with_header(csv.header)
+                .with_delimiter(csv.delimiter)
+                .with_quote(csv.quote);
+            if let Some(escape) = csv.escape {
+                format = format.with_escape(escape);
+            }
+            if let Some(comment) = csv.comment {
+                format = format.with_comment(comment);
+            }
+            if let Some(null) = &csv.null {
+                format = format.with_null_regex(format::null_pattern(null)?);
+            }
+            let file = std::io::BufReader::with_capacity(1 << 20, std::fs::File::open(path)?);
+            Ok(format.infer_schema(file, Some(csv.infer_rows))?.0)
+        });
+        let schema = looked.await.map_err(|error| DataFusionError::ExecutionJoin(Box::new(error)))??;
+        Ok(Arc::new(schema))
     }
 
     fn cannot_infer(&self, file: &Found, format: Format, error: &DataFusionError) -> Diagnostic {
         let root = error.find_root();
         let environment = matches!(root, DataFusionError::ObjectStore(_) | DataFusionError::IoError(_));
         let reason = root.strip_backtrace();
-        let report = self.unreadable(file, &reason);
+        let mut report = self.unreadable(file, &reason);
+        if reason.contains("unequal lengths") {
+            report.code = "RM0603";
+            return report.help("correct the row, or check `csv:` (delimiter, quote, newlines_in_values)");
+        }
         match environment {
             true => report.fault(Fault::Environment),
             false => report.help(format!(
@@ -519,23 +561,35 @@ impl Opener<'_> {
         format: Format,
         reader: &Arc<dyn FileFormat>,
         table_schema: &SchemaRef,
-        _partition_columns: &[FieldRef],
     ) -> Result<Vec<(ObjectStoreUrl, SchemaRef, PartitionedFile)>, Diagnostic> {
         if format != Format::Parquet {
             return Ok(files);
         }
-        let state: &dyn Session = self.state;
-        futures::stream::iter(files.into_iter().zip(found))
-            .map(|((store, schema, file), found)| async move {
-                let meta = reader
-                    .infer_stats_and_ordering(state, &found.store, Arc::clone(table_schema), &found.meta)
-                    .await
-                    .map_err(|error| self.cannot_infer(found, format, &error))?;
-                Ok((store, schema, file.with_statistics(Arc::new(meta.statistics))))
-            })
-            .buffered(CONCURRENCY)
-            .try_collect()
-            .await
+        let looks: Vec<BoxFuture<'_, Result<Statistics, Diagnostic>>> =
+            found.iter().map(|file| self.statistics_of(file, format, reader, table_schema)).collect();
+        let statistics: Vec<Statistics> = futures::stream::iter(looks).buffered(CONCURRENCY).try_collect().await?;
+        Ok(files
+            .into_iter()
+            .zip(statistics)
+            .map(|((store, schema, file), statistics)| (store, schema, file.with_statistics(Arc::new(statistics))))
+            .collect())
+    }
+
+    fn statistics_of<'s>(
+        &'s self,
+        file: &'s Found,
+        format: Format,
+        reader: &'s Arc<dyn FileFormat>,
+        table_schema: &'s SchemaRef,
+    ) -> BoxFuture<'s, Result<Statistics, Diagnostic>> {
+        async move {
+            let meta = reader
+                .infer_stats_and_ordering(self.state, &file.store, Arc::clone(table_schema), &file.meta)
+                .await
+                .map_err(|error| self.cannot_infer(file, format, &error))?;
+            Ok(meta.statistics)
+        }
+        .boxed()
     }
 }
 
@@ -551,24 +605,28 @@ fn nearest<'a>(name: &str, schema: &'a Schema) -> Option<&'a str> {
 
 /// Looks at every file again and says of the first that is not what it was.
 pub async fn changed(files: &[SourceFile], runtime: &RuntimeEnv) -> Option<String> {
-    let mut checks = futures::stream::iter(files)
-        .map(|file| async move {
-            let store = runtime.object_store(&file.store).ok()?;
-            match store.head(&file.meta.location).await {
-                Ok(now) => {
-                    let same = now.size == file.meta.size
-                        && now.last_modified == file.meta.last_modified
-                        && now.e_tag == file.meta.e_tag;
-                    (!same).then(|| format!("`/{}` was changed while it was read", file.meta.location))
-                }
-                Err(error) => Some(format!("`/{}` cannot be looked at again: {error}", file.meta.location)),
-            }
-        })
-        .buffered(CONCURRENCY);
+    let looks: Vec<BoxFuture<'_, Option<String>>> = files.iter().map(|file| change_of(file, runtime)).collect();
+    let mut checks = futures::stream::iter(looks).buffered(CONCURRENCY);
     while let Some(check) = checks.next().await {
         if check.is_some() {
             return check;
         }
     }
     None
+}
+
+fn change_of<'a>(file: &'a SourceFile, runtime: &'a RuntimeEnv) -> BoxFuture<'a, Option<String>> {
+    async move {
+        let store = runtime.object_store(&file.store).ok()?;
+        match store.head(&file.meta.location).await {
+            Ok(now) => {
+                let same = now.size == file.meta.size
+                    && now.last_modified == file.meta.last_modified
+                    && now.e_tag == file.meta.e_tag;
+                (!same).then(|| format!("`/{}` was changed while it was read", file.meta.location))
+            }
+            Err(error) => Some(format!("`/{}` cannot be looked at again: {error}", file.meta.location)),
+        }
+    }
+    .boxed()
 }

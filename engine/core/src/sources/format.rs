@@ -82,10 +82,24 @@ pub fn reader(
             newlines_in_values: Some(!split),
             compression: file_compression(compression),
             schema_infer_max_rec: Some(csv.infer_rows),
-            null_regex: csv.null.as_ref().map(|null| format!("^({}|)$", regex_escape(null))),
+            null_regex: csv.null.as_ref().map(|null| null_expression(null)),
             ..ReaderCsvOptions::default()
         })),
     }
+}
+
+/// What matches a field that is null: the text, or nothing.
+fn null_expression(null: &str) -> String {
+    format!("^({}|)$", regex_escape(null))
+}
+
+/// The same, compiled.
+///
+/// # Errors
+/// When the text makes no expression, which escaping rules out.
+pub fn null_pattern(null: &str) -> datafusion::common::Result<regex::Regex> {
+    regex::Regex::new(&null_expression(null))
+        .map_err(|error| datafusion::common::DataFusionError::External(Box::new(error)))
 }
 
 fn regex_escape(text: &str) -> String {

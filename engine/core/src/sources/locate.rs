@@ -32,7 +32,8 @@ impl Location {
 
     /// The path on this machine, for local locations without a pattern.
     pub fn local_path(&self) -> Option<PathBuf> {
-        self.url.to_file_path().ok()
+        // Through its components: a trailing `/` would make the system look inside.
+        self.url.to_file_path().ok().map(|path| path.components().collect())
     }
 }
 
