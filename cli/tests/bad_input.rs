@@ -171,7 +171,11 @@ impl Drop for SmallDisk {
 fn a_full_disk_leaves_the_old_result() {
     let scratch = Scratch::new();
     let Some(_disk) = SmallDisk::mount(scratch.path("small")) else { return };
-    let flow = |rows: u64, path: &str| format!("rowmill: 1\nname: full\nsources:\n  n: {{range: {{start: 0, end: {rows}}}}}\nsteps:\n  s: {{sql: SELECT value FROM n}}\nsinks:\n  out: {{from: s, path: small/{path}}}\n");
+    let flow = |rows: u64, path: &str| {
+        format!(
+            "rowmill: 1\nname: full\nsources:\n  n: {{range: {{start: 0, end: {rows}}}}}\nsteps:\n  s: {{sql: SELECT value FROM n}}\nsinks:\n  out: {{from: s, path: small/{path}}}\n"
+        )
+    };
     scratch.run(&flow(10, "a.csv")).ok();
     scratch.run(&flow(10, "d/")).ok();
     let old = std::fs::read(scratch.path("small/a.csv")).unwrap();

@@ -65,16 +65,22 @@ pub fn report(error: &DataFusionError) -> Diagnostic {
     let text = cause.strip_backtrace();
     let lower = text.to_lowercase();
     let io = io_kind(cause);
+    // DataFusion's writers say no more than this when a store fails at the end.
+    let store_failed = lower.contains("error encountered while finalizing writes");
     let (code, fault, help) = if is_out_of_memory(error) {
         ("RM0701", Fault::Environment, "give more with --memory, or let the step see fewer rows at once")
     } else if io == Some(std::io::ErrorKind::StorageFull)
         || lower.contains("no space left")
+        || lower.contains("used disk space during the spilling")
         || (matches!(cause, DataFusionError::ResourcesExhausted(_)) && lower.contains("disk"))
     {
         ("RM0702", Fault::Environment, "free some space, or point execution.temp_dir and the sinks at a larger disk")
     } else if io == Some(std::io::ErrorKind::PermissionDenied) || lower.contains("permission denied") {
         ("RM0703", Fault::Environment, "check who owns the files and the folder they are in")
-    } else if io.is_some() || matches!(cause, DataFusionError::ObjectStore(_) | DataFusionError::IoError(_)) {
+    } else if store_failed
+        || io.is_some()
+        || matches!(cause, DataFusionError::ObjectStore(_) | DataFusionError::IoError(_))
+    {
         ("RM0704", Fault::Environment, "the run published nothing and can be started again")
     } else if matches!(cause, DataFusionError::Internal(_)) {
         ("RM0900", Fault::Internal, "this is a bug of Rowmill; please report it with the workflow")

@@ -175,6 +175,8 @@ async fn run_workflow(
                 });
             }
             Err(stop) => {
+                // Looked at before the room is given back.
+                let full = staged.iter().any(StagedSink::is_disk_full);
                 discard(staged).await;
                 match stop {
                     // Hash joins cannot spill, sort-merge joins can (DESIGN 18). All steps are pure here, and nothing
@@ -188,6 +190,10 @@ async fn run_workflow(
                         let report = match files::changed(&compiled.files, engine.runtime()).await {
                             Some(file) => source_changed(&file),
                             None => report(&error),
+                        };
+                        let report = match full && report.code == "RM0704" {
+                            true => disk_full(report),
+                            false => report,
                         };
                         return Err(failed(&workflow, report).into());
                     }
@@ -314,6 +320,11 @@ async fn execute(
         }
     }
     Ok(done)
+}
+
+fn disk_full(report: Diagnostic) -> Diagnostic {
+    Diagnostic { code: "RM0702", help: Vec::new(), ..report }
+        .help("the disk of a sink is full: free some space, or write to a larger disk")
 }
 
 fn source_changed(file: &str) -> Diagnostic {

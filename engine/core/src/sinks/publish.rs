@@ -274,6 +274,17 @@ impl StagedSink {
         Ok(())
     }
 
+    /// Whether the local disk that the result is written to has no room left.
+    pub fn is_disk_full(&self) -> bool {
+        const ROOM: u64 = 1 << 20;
+        match &self.place {
+            Place::Local { folder, .. } => {
+                rustix::fs::statvfs(folder).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < ROOM)
+            }
+            Place::Object { .. } | Place::Imagined => false,
+        }
+    }
+
     /// Removes what was staged. Never fails: the next run of the sink sweeps what is left.
     pub async fn discard(self) {
         match &self.place {
