@@ -17,7 +17,25 @@ use crate::args::{Arguments, Command};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// A reader that leaves (`| head`) ends the command quietly; standard output that cannot be written is the
+/// environment's fault. `println!` knows only to panic, so this is where the two are told from a bug.
+fn mind_standard_output() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let message = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
+        if message.starts_with("failed printing to stdout") {
+            if message.contains("Broken pipe") {
+                std::process::exit(i32::from(exit::SUCCESS));
+            }
+            eprintln!("error: {message}");
+            std::process::exit(i32::from(exit::ENVIRONMENT));
+        }
+        usual(panic);
+    }));
+}
+
 fn main() -> ExitCode {
+    mind_standard_output();
     let arguments = Arguments::parse();
     if let Command::Completions { shell } = &arguments.command {
         commands::completions(*shell);

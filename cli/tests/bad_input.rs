@@ -105,7 +105,10 @@ fn many_steps_compile_or_meet_the_documented_limit() {
         text
     };
     scratch.run(&flow(300)).ok();
-    assert_eq!(std::fs::read_to_string(scratch.path("out.csv")).unwrap().lines().nth(1), Some("300"));
+    let text = std::fs::read_to_string(scratch.path("out.csv")).unwrap();
+    let mut values: Vec<i64> = text.lines().skip(1).map(|line| line.parse().unwrap()).collect();
+    values.sort_unstable();
+    assert_eq!(values, (300..310).collect::<Vec<_>>());
     scratch.run(&flow(10_001)).fails(1, &["RM0208"]);
 }
 
@@ -179,11 +182,13 @@ fn a_full_disk_leaves_the_old_result() {
     scratch.run(&flow(10, "a.csv")).ok();
     scratch.run(&flow(10, "d/")).ok();
     let old = std::fs::read(scratch.path("small/a.csv")).unwrap();
-    scratch.run(&flow(3_000_000, "a.csv")).fails(75, &["RM0702"]);
-    scratch.run(&flow(9_000_000, "d/")).fails(75, &["RM0702"]);
+    scratch.run(&flow(3_000_000, "a.csv")).fails(75, &["RM070", "full"]);
+    // With several writers the first to fail may give its room back before anyone looks.
+    scratch.run(&flow(9_000_000, "d/")).fails(75, &["RM070", "full"]);
     assert_eq!(scratch.names("small"), ["a.csv", "d"]);
     assert_eq!(std::fs::read(scratch.path("small/a.csv")).unwrap(), old);
-    assert_eq!(scratch.sql("SELECT count(*) FROM 'small/d/'").rows(), ["10"]);
+    assert_eq!(scratch.names("small/d"), ["_SUCCESS", "_rowmill.json", "part-00000.parquet"]);
+    assert_eq!(scratch.sql("SELECT count(*) FROM 'small/d/part-00000.parquet'").rows(), ["10"]);
 }
 
 #[test]

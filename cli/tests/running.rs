@@ -212,3 +212,19 @@ fn sql_reads_files_and_standard_input() {
     scratch.rowmill(&["sql", "SELECT nonsense"]).fails(1, &["nonsense"]);
     scratch.rowmill(&["sql", "SELECT FROM WHERE"]).fails(1, &["error"]);
 }
+
+#[test]
+fn a_reader_that_leaves_is_no_crash() {
+    let scratch = Scratch::new();
+    let mut child = scratch
+        .command()
+        .args(["config", "workflow-schema"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(0) && !said.contains("panicked"), "{:?} {said}", output.status);
+}

@@ -124,3 +124,35 @@ fn a_failed_run_publishes_no_sink() {
     assert_eq!(scratch.names("out"), ["a.csv"]);
     assert_eq!(std::fs::read_to_string(scratch.path("out/a.csv")).unwrap(), "old\n");
 }
+
+#[test]
+fn null_partition_values_stay_null() {
+    let scratch = Scratch::new();
+    scratch
+        .run("rowmill: 1\nname: n\nsteps:\n  s: {sql: \"SELECT * FROM (VALUES (1, 0, false, date '2026-01-02', 1.50), (2, NULL, NULL, NULL, NULL)) AS t(v, i, b, d, m)\"}\nsinks:\n  out: {from: s, path: out/d/, partition_by: [i, b, d, m]}\n")
+        .ok();
+    scratch
+        .run("rowmill: 1\nname: r\nsources:\n  t: {path: out/d/, partitions: {i: int64, b: bool, d: date, m: \"decimal(5, 2)\"}}\nsteps:\n  s: {sql: SELECT * FROM t ORDER BY v}\nsinks:\n  out: {from: s, path: r.csv}\n")
+        .ok();
+    assert_eq!(
+        std::fs::read_to_string(scratch.path("r.csv")).unwrap(),
+        "v,i,b,d,m\n1,0,false,2026-01-02,1.50\n2,,,,\n"
+    );
+}
+
+#[test]
+fn links_and_devices_are_not_replaced() {
+    let scratch = Scratch::new();
+    scratch.write("target.csv", "old\n");
+    std::os::unix::fs::symlink("target.csv", scratch.path("link.csv")).unwrap();
+    let flow = |path: &str| {
+        format!(
+            "rowmill: 1\nname: l\nsteps:\n  s: {{sql: SELECT 1 AS x}}\nsinks:\n  out: {{from: s, path: {path}, format: csv}}\n"
+        )
+    };
+    scratch.run(&flow("link.csv")).fails(1, &["RM0510", "symbolic link"]);
+    let socket = std::os::unix::net::UnixListener::bind(scratch.path("socket")).unwrap();
+    scratch.run(&flow("socket")).fails(1, &["RM0510", "neither a file"]);
+    drop(socket);
+    assert_eq!(std::fs::read_to_string(scratch.path("target.csv")).unwrap(), "old\n");
+}

@@ -125,6 +125,9 @@ fn csv_dialects() {
     scratch.write("a.csv", "# note\nid;text;n\n1;'x;y';NA\n2;NA;5\n");
     scratch.run(&copy("path: a.csv, csv: {delimiter: \";\", quote: \"'\", comment: \"#\", null: NA}")).ok();
     assert_eq!(out(&scratch), "id,text,n\n1,x;y,\n2,,5\n");
+    scratch.write("c.csv", "a,b\nNA,1\n,2\n");
+    scratch.run(&copy("path: c.csv, csv: {\"null\": NA}").replace("ORDER BY 1", "ORDER BY b")).ok();
+    assert_eq!(out(&scratch), "a,b\n,1\n,2\n");
     scratch.write("b.csv", "1,2\n3,4\n");
     scratch.run(&copy("path: b.csv, csv: {header: false}, schema: {a: int64, b: string}")).ok();
     assert_eq!(out(&scratch), "a,b\n1,2\n3,4\n");

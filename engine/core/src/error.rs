@@ -65,6 +65,16 @@ pub fn report(error: &DataFusionError) -> Diagnostic {
     let text = cause.strip_backtrace();
     let lower = text.to_lowercase();
     let io = io_kind(cause);
+    // Free SQL (`rowmill sql`) is planned as it is run: what is wrong with the query is not the data's fault.
+    match cause {
+        DataFusionError::SQL(..) => {
+            return Diagnostic::error("RM0301", format!("{place}{}", first_line(&text)));
+        }
+        DataFusionError::Plan(_) | DataFusionError::SchemaError(..) => {
+            return Diagnostic::error("RM0308", format!("{place}{}", first_line(&text)));
+        }
+        _ => {}
+    }
     // DataFusion's writers say no more than this when a store fails at the end.
     let store_failed = lower.contains("error encountered while finalizing writes");
     let (code, fault, help) = if is_out_of_memory(error) {
@@ -77,10 +87,12 @@ pub fn report(error: &DataFusionError) -> Diagnostic {
         ("RM0702", Fault::Environment, "free some space, or point execution.temp_dir and the sinks at a larger disk")
     } else if io == Some(std::io::ErrorKind::PermissionDenied) || lower.contains("permission denied") {
         ("RM0703", Fault::Environment, "check who owns the files and the folder they are in")
-    } else if store_failed
-        || io.is_some()
-        || matches!(cause, DataFusionError::ObjectStore(_) | DataFusionError::IoError(_))
-    {
+    } else if store_failed {
+        let message = "writing the result failed before its end, and its writer does not say why";
+        return Diagnostic::error("RM0704", format!("{place}{message}")).fault(Fault::Environment).help(
+            "is the disk of a sink full, or did its object store fail? nothing was published; the run can be started again",
+        );
+    } else if io.is_some() || matches!(cause, DataFusionError::ObjectStore(_) | DataFusionError::IoError(_)) {
         ("RM0704", Fault::Environment, "the run published nothing and can be started again")
     } else if matches!(cause, DataFusionError::Internal(_)) {
         ("RM0900", Fault::Internal, "this is a bug of Rowmill; please report it with the workflow")

@@ -14,7 +14,7 @@ use datafusion::datasource::file_format::format_as_file_type;
 use datafusion::datasource::file_format::json::JsonFormatFactory;
 use datafusion::datasource::file_format::parquet::ParquetFormatFactory;
 use datafusion::execution::SessionState;
-use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder};
+use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, lit, when};
 use rowmill_spec::{Compression, CsvOptions, Diagnostic, Fault, Format, Sink, Span, Workflow};
 
 use super::publish::StagedSink;
@@ -77,8 +77,32 @@ impl SinkTarget {
         let mut options = HashMap::new();
         let single = if self.is_directory() { "false" } else { "true" };
         options.insert("single_file_output".to_owned(), single.to_owned());
+        let rows = self.with_folder_names(rows)?;
         LogicalPlanBuilder::copy_to(rows, staged.url.clone(), self.file_type(), options, self.partition_by.clone())?
             .build()
+    }
+
+    /// Partition columns as the texts that name folders: null becomes what Hive writes for it, where the writer would
+    /// take whatever lies under the null.
+    fn with_folder_names(&self, rows: LogicalPlan) -> Result<LogicalPlan> {
+        if self.partition_by.is_empty() {
+            return Ok(rows);
+        }
+        let columns: Vec<Expr> = rows
+            .schema()
+            .columns()
+            .into_iter()
+            .map(|column| {
+                let name = column.name.clone();
+                let value = Expr::Column(column);
+                if !self.partition_by.contains(&name) {
+                    return Ok(value);
+                }
+                let text = cast(value.clone(), DataType::Utf8);
+                Ok(when(value.is_null(), lit(HIVE_NULL)).otherwise(text)?.alias(name))
+            })
+            .collect::<Result<_>>()?;
+        LogicalPlanBuilder::from(rows).project(columns)?.build()
     }
 
     /// `rows`, of which there are none, as the one file of a staged directory.
@@ -121,8 +145,7 @@ impl SinkTarget {
                 has_header: Some(self.csv.header),
                 delimiter: self.csv.delimiter,
                 quote: self.csv.quote,
-                escape: self.csv.escape,
-                double_quote: Some(self.csv.escape.is_none()),
+                double_quote: Some(true),
                 null_value: self.csv.null.clone(),
                 compression,
                 ..WriterCsvOptions::default()
@@ -218,6 +241,10 @@ fn target(
         let report = *error("RM0509", "arrow files are written with lz4 and nothing else".to_owned());
         return Err(Box::new(report.help("leave `compression` out, or say `compression: lz4`")));
     }
+    if format == Format::Csv && sink.csv.escape.is_some() {
+        let report = *error("RM0509", "csv is written with doubled quotes; `escape` is for reading".to_owned());
+        return Err(Box::new(report.help("leave `escape` out of the sink's `csv`")));
+    }
     let from = workflow
         .steps
         .keys()
@@ -261,7 +288,11 @@ fn check_local(path: &Path, directory: bool) -> Result<(), String> {
             Err(_) => {}
         }
     }
-    let Ok(meta) = path.metadata() else { return Ok(()) };
+    let Ok(meta) = path.symlink_metadata() else { return Ok(()) };
+    if !meta.is_file() && !meta.is_dir() {
+        let what = if meta.is_symlink() { "a symbolic link" } else { "neither a file nor a directory" };
+        return Err(format!("{} is {what}, and publishing would replace it; name the place itself", path.display()));
+    }
     match (directory, meta.is_dir()) {
         (true, false) => Err(format!("{} is a file; this sink writes a directory", path.display())),
         (false, true) => Err(format!("{} is a directory; this sink writes a file", path.display())),
@@ -290,6 +321,22 @@ pub fn check_columns(sinks: &[SinkTarget], checked: &Checked, opened: &OpenedSou
             (None, None) => continue,
         };
         for column in &sink.partition_by {
+            if let Ok(field) = schema.field_with_name(column)
+                && (field.data_type().is_nested() || field.data_type().is_binary())
+            {
+                reports.push(
+                    Diagnostic::error(
+                        "RM0512",
+                        format!(
+                            "sink `{}` partitions by `{column}`, whose values make no folder names: {}",
+                            sink.name,
+                            logical_name(field.data_type())
+                        ),
+                    )
+                    .at(sink.span, "")
+                    .help("partition by a number, a text, a date or a bool"),
+                );
+            }
             if schema.index_of(column).is_err() {
                 let report = Diagnostic::error(
                     "RM0512",

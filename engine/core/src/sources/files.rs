@@ -395,7 +395,17 @@ impl Opener<'_> {
                 format = format.with_null_regex(format::null_pattern(null)?);
             }
             let file = std::io::BufReader::with_capacity(1 << 20, std::fs::File::open(path)?);
-            Ok(format.infer_schema(file, Some(csv.infer_rows))?.0)
+            let schema = format.infer_schema(file, Some(csv.infer_rows))?.0;
+            // A column without a value so far may hold anything later: text does.
+            let fields: Vec<Field> = schema
+                .fields()
+                .iter()
+                .map(|field| match field.data_type() {
+                    DataType::Null => field.as_ref().clone().with_data_type(DataType::Utf8View),
+                    _ => field.as_ref().clone(),
+                })
+                .collect();
+            Ok(Schema::new(fields))
         });
         let schema = looked.await.map_err(|error| DataFusionError::ExecutionJoin(Box::new(error)))??;
         Ok(Arc::new(schema))
