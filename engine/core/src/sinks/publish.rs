@@ -290,9 +290,18 @@ impl StagedSink {
         match &self.place {
             Place::Imagined => {}
             Place::Local { folder, .. } => {
-                if let Err(error) = fs::remove_dir_all(folder) {
-                    tracing::warn!(folder = %folder.display(), %error, "cannot remove the staging folder");
+                // Writers that were aborted may be in the middle of a write and put a file back; they end soon.
+                for _ in 0..100 {
+                    match fs::remove_dir_all(folder) {
+                        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                            tracing::debug!(folder = %folder.display(), %error, "the staging folder is still in use");
+                        }
+                        _ if !folder.exists() => return,
+                        _ => {}
+                    }
+                    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
                 }
+                tracing::warn!(folder = %folder.display(), "cannot remove the staging folder; the next run will");
             }
             Place::Object { store, staged, directory, .. } => {
                 let objects = match directory {
