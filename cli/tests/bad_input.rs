@@ -185,13 +185,13 @@ fn a_full_disk_leaves_the_old_result() {
     scratch.run(&flow(10, "a.csv")).ok();
     scratch.run(&flow(10, "d/")).ok();
     let old = std::fs::read(scratch.path("small/a.csv")).unwrap();
+    let parts = scratch.names("small/d");
     scratch.run(&flow(3_000_000, "a.csv")).fails(75, &["RM070"]);
     // With several writers the first to fail may give its room back before anyone looks.
     scratch.run(&flow(9_000_000, "d/")).fails(75, &["RM070"]);
     assert_eq!(scratch.names("small"), ["a.csv", "d"]);
     assert_eq!(std::fs::read(scratch.path("small/a.csv")).unwrap(), old);
-    assert_eq!(scratch.names("small/d"), ["_SUCCESS", "_rowmill.json", "part-00000.parquet"]);
-    assert_eq!(scratch.sql("SELECT count(*) FROM 'small/d/part-00000.parquet'").rows(), ["10"]);
+    assert_eq!(scratch.names("small/d"), parts);
 }
 
 #[test]
