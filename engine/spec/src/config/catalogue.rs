@@ -91,13 +91,13 @@ pub const SETTINGS: &[Setting] = &[
         "output.progress",
         Kind::Word(&["auto", "plain", "bar", "none"]),
         Some("auto"),
-        "How progress is shown. `auto` is a bar on a terminal and nothing otherwise.",
+        "How progress is shown. `auto` is a line for each step on a terminal and plain lines otherwise.",
     ),
     setting(
         "output.format",
         Kind::Word(&["auto", "table", "json"]),
         Some("auto"),
-        "How results are printed. `auto` is a table on a terminal and JSON otherwise.",
+        "How results are printed. `auto` is a table; `run`, `check` and `explain` obey it.",
     ),
     setting(
         "output.color",

@@ -149,7 +149,7 @@ pub struct Http {
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Progress {
-    /// A bar on a terminal, nothing otherwise.
+    /// A line for each step on a terminal, plain lines otherwise.
     #[default]
     Auto,
     /// A line from time to time.
@@ -163,7 +163,7 @@ pub enum Progress {
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OutputFormat {
-    /// A table on a terminal, JSON otherwise.
+    /// A table.
     #[default]
     Auto,
     /// A table.
