@@ -7,8 +7,8 @@ use indexmap::IndexMap;
 use crate::codes;
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::model::{
-    Compression, CsvOptions, FileSource, Format, Param, ResourceClass, Resources, SchemaPolicy, Sink, Source,
-    SourceKind, SqlStep, Step, StepKind, Variable, Workflow,
+    Compression, CsvOptions, FileSource, Format, ItemPolicy, Param, ResourceClass, Resources, SchemaPolicy, Sink,
+    Source, SourceKind, SqlStep, Step, StepKind, Variable, Workflow,
 };
 use crate::names::normalize;
 use crate::read::finish;
@@ -49,6 +49,7 @@ impl Workflow {
                 sources: IndexMap::new(),
                 steps: IndexMap::new(),
                 sinks: IndexMap::new(),
+                durable: false,
                 texts: Arc::default(),
                 warnings: Vec::new(),
             },
@@ -128,7 +129,7 @@ impl WorkflowBuilder {
     pub fn sql_with(mut self, name: impl Into<String>, text: impl Into<String>, resources: Resources) -> Self {
         let name = bare(name);
         let kind = StepKind::Sql(SqlStep { text: MappedText::bare(text) });
-        let step = Step { name: name.clone(), kind, resources, description: None };
+        let step = Step { name: name.clone(), kind, items: ItemPolicy::default(), resources, description: None };
         if self.workflow.steps.insert(name.value.clone(), step).is_some() {
             self.twice("step", &name);
         }

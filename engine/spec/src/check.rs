@@ -65,8 +65,9 @@ impl Checker<'_> {
             }
         }
         for step in workflow.steps.values() {
-            let StepKind::Sql(sql) = &step.kind;
-            if sql.text.text.trim().is_empty() {
+            if let StepKind::Sql(sql) = &step.kind
+                && sql.text.text.trim().is_empty()
+            {
                 let report =
                     Diagnostic::error(codes::BAD_VALUE, format!("the query of step `{}` is empty", step.name.value));
                 self.report(report.at(sql.text.span, "").help("write a query, such as `SELECT * FROM source`"));

@@ -199,8 +199,9 @@ impl Writer {
     }
 
     fn step(&mut self, step: &Step) {
-        let StepKind::Sql(sql) = &step.kind;
-        self.text("sql", &sql.text.text);
+        if let StepKind::Sql(sql) = &step.kind {
+            self.text("sql", &sql.text.text);
+        }
         if let Some(class) = &step.resources.class {
             self.nested("resources", |writer| writer.line("class", &word(class.as_str())));
         }

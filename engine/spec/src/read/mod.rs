@@ -80,6 +80,7 @@ fn read_workflow(reading: &mut Reading<'_>, root: &Node) -> Option<Workflow> {
         sources: IndexMap::new(),
         steps: IndexMap::new(),
         sinks: IndexMap::new(),
+        durable: false,
         texts: Arc::default(),
         warnings: Vec::new(),
     };

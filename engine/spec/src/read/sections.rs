@@ -7,8 +7,8 @@ use crate::codes;
 use crate::diagnostic::Diagnostic;
 use crate::keys;
 use crate::model::{
-    Compression, CsvOptions, FileSource, Format, Param, ResourceClass, Resources, SchemaPolicy, Sink, Source,
-    SourceKind, SqlStep, Step, StepKind, Variable,
+    Compression, CsvOptions, FileSource, Format, ItemPolicy, Param, ResourceClass, Resources, SchemaPolicy, Sink,
+    Source, SourceKind, SqlStep, Step, StepKind, Variable,
 };
 use crate::names::{self, is_identifier, normalize};
 use crate::span::{Span, Spanned};
@@ -237,7 +237,7 @@ pub(super) fn step(reading: &mut Reading<'_>, name: Spanned<String>, node: &Node
         resources.class = fields.get("class").and_then(|node| class(reading, node));
     }
     let text = fields.get("sql").and_then(|node| reading.mapped(node, &format!("`sql` of {who}")))?;
-    Some(Step { name, kind: StepKind::Sql(SqlStep { text }), resources, description })
+    Some(Step { name, kind: StepKind::Sql(SqlStep { text }), items: ItemPolicy::default(), resources, description })
 }
 
 fn class(reading: &mut Reading<'_>, node: &Node) -> Option<Spanned<ResourceClass>> {

@@ -57,7 +57,7 @@ fn the_example_is_read_whole() {
     assert!(!weather.csv.header && weather.csv.newlines_in_values);
     assert!(matches!(&workflow.sources["numbers"].kind, SourceKind::Range { end, .. } if end.value == 1000));
     assert_eq!(workflow.steps["worst"].resources.class.as_ref().unwrap().value, ResourceClass::Memory);
-    let StepKind::Sql(sql) = &workflow.steps["worst"].kind;
+    let StepKind::Sql(sql) = &workflow.steps["worst"].kind else { panic!("no query") };
     let at = sql.text.text.find("FROM").unwrap();
     let span = sql.text.span_of(at..at + 4);
     assert_eq!(&EXAMPLE[span.start as usize..span.end as usize], "FROM");

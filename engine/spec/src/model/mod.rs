@@ -12,6 +12,48 @@ use crate::span::{MappedText, Spanned, Texts};
 use crate::template::Template;
 use crate::types::{LogicalType, Value};
 
+/// Implements the words by which an enumeration stands in a workflow's text.
+macro_rules! words {
+    ($kind:ident { $($variant:ident = $word:literal),* $(,)? }) => {
+        impl $kind {
+            /// Every word, in the order of the variants.
+            pub const WORDS: &'static [&'static str] = &[$($word),*];
+
+            /// The word in a workflow's text.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $($kind::$variant => $word,)*
+                }
+            }
+
+            /// The variant of a word; `None` where there is none.
+            pub fn from_word(word: &str) -> Option<Self> {
+                match word {
+                    $($word => Some($kind::$variant),)*
+                    _ => None,
+                }
+            }
+        }
+
+        impl std::fmt::Display for $kind {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+mod items;
+mod steps;
+
+pub use items::{
+    BatchSize, CachePolicy, CacheTier, Effects, FAILURE_CODES, ItemPolicy, Jitter, MaxErrors, OnError, Retry, RowOrder,
+};
+pub use steps::{
+    CommandFormat, CommandStep, HttpBody, HttpMany, HttpStep, JsonTemplate, Limit, LookupStep, Matches, OnMissing,
+    OutputColumn, ResponseColumn, ResponseSource, ResultMatch,
+};
+
 /// A workflow: a named DAG of steps between sources and sinks.
 #[derive(Debug, Clone)]
 pub struct Workflow {
@@ -29,6 +71,8 @@ pub struct Workflow {
     pub steps: IndexMap<String, Step>,
     /// Where results go.
     pub sinks: IndexMap<String, Sink>,
+    /// Whether runs of it are durable: what was done is kept, and a run that was cut off can go on.
+    pub durable: bool,
     /// The texts that the spans point into.
     pub texts: Arc<Texts>,
     /// What a person should look at, though the workflow can run.
@@ -191,6 +235,8 @@ pub struct Step {
     pub name: Spanned<String>,
     /// What it does.
     pub kind: StepKind,
+    /// What it does about its items.
+    pub items: ItemPolicy,
     /// What it needs.
     pub resources: Resources,
     /// A sentence for people.
@@ -202,13 +248,44 @@ pub struct Step {
 pub enum StepKind {
     /// `sql:` one query over sources and other steps.
     Sql(SqlStep),
+    /// `http:` a request for each item, or for many.
+    Http(Box<HttpStep>),
+    /// `lookup:` a query against a database for each item.
+    Lookup(Box<LookupStep>),
+    /// `command:` a program that is kept running and fed items.
+    Command(Box<CommandStep>),
 }
 
 impl StepKind {
+    /// The keys of all kinds.
+    pub const KEYS: &'static [&'static str] = &["sql", "http", "lookup", "command"];
+
     /// The key that names this kind in a workflow's text.
     pub fn key(&self) -> &'static str {
         match self {
             StepKind::Sql(_) => "sql",
+            StepKind::Http(_) => "http",
+            StepKind::Lookup(_) => "lookup",
+            StepKind::Command(_) => "command",
+        }
+    }
+
+    /// The one step or source whose rows it takes; `None` for a query, which names its own.
+    pub fn from(&self) -> Option<&Spanned<String>> {
+        match self {
+            StepKind::Sql(_) => None,
+            StepKind::Http(http) => Some(&http.from),
+            StepKind::Lookup(lookup) => Some(&lookup.from),
+            StepKind::Command(command) => Some(&command.from),
+        }
+    }
+
+    /// The connection that it names, and where.
+    pub fn connection(&self) -> Option<&Spanned<String>> {
+        match self {
+            StepKind::Http(http) => Some(&http.connection),
+            StepKind::Lookup(lookup) => Some(&lookup.connection),
+            StepKind::Sql(_) | StepKind::Command(_) => None,
         }
     }
 }
@@ -272,37 +349,6 @@ pub struct Sink {
     pub partition_by: Vec<Spanned<String>>,
     /// How CSV is written.
     pub csv: CsvOptions,
-}
-
-/// Implements the words by which an enumeration stands in a workflow's text.
-macro_rules! words {
-    ($kind:ident { $($variant:ident = $word:literal),* $(,)? }) => {
-        impl $kind {
-            /// Every word, in the order of the variants.
-            pub const WORDS: &'static [&'static str] = &[$($word),*];
-
-            /// The word in a workflow's text.
-            pub fn as_str(self) -> &'static str {
-                match self {
-                    $($kind::$variant => $word,)*
-                }
-            }
-
-            /// The variant of a word; `None` where there is none.
-            pub fn from_word(word: &str) -> Option<Self> {
-                match word {
-                    $($word => Some($kind::$variant),)*
-                    _ => None,
-                }
-            }
-        }
-
-        impl std::fmt::Display for $kind {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(self.as_str())
-            }
-        }
-    };
 }
 
 words!(Format { Parquet = "parquet", Csv = "csv", Json = "json", Arrow = "arrow" });
