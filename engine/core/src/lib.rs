@@ -12,6 +12,7 @@
 //! | [`error`] | run-time errors as reports |
 //! | [`types`] | logical types and Arrow's |
 
+pub mod calls;
 pub mod compile;
 pub mod error;
 pub mod local;

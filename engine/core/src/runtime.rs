@@ -12,6 +12,9 @@ use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::execution::{SessionState, SessionStateDefaults};
 use datafusion::prelude::SessionConfig;
 
+use tokio_util::sync::CancellationToken;
+
+use crate::calls::{Host, RunScope};
 use crate::plan::planner::StepPlanner;
 use crate::sources::stores::StoreOptions;
 
@@ -37,6 +40,8 @@ pub struct EngineOptions {
     pub max_temp_bytes: u64,
     /// Settings of object stores.
     pub stores: StoreOptions,
+    /// Step kinds and connections.
+    pub host: Host,
 }
 
 /// What all runs of a process share: memory, spill space, object stores, caches of file footers.
@@ -70,6 +75,16 @@ impl Engine {
     /// Its options.
     pub fn options(&self) -> &EngineOptions {
         &self.options
+    }
+
+    /// Step kinds and connections.
+    pub fn host(&self) -> &Host {
+        &self.options.host
+    }
+
+    /// What a run gives to its steps; ledgers that do not fit into memory go to `folder`.
+    pub fn scope(&self, run: &str, cancel: &CancellationToken, folder: PathBuf) -> RunScope {
+        RunScope::new(run, cancel, folder, &self.runtime.memory_pool, &self.options.host)
     }
 
     /// The shared runtime.

@@ -15,6 +15,7 @@ use rowmill_step::{
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::driver::Driver;
 use crate::effects::{ChunkLog, RowCodec};
@@ -119,6 +120,7 @@ pub struct StepOperator {
     pub(crate) reads: Vec<usize>,
     pub(crate) output: SchemaRef,
     pub(crate) cancel: CancellationToken,
+    drivers: TaskTracker,
     stopped: OnceLock<StepStopped>,
     codec: OnceLock<Result<RowCodec, Failure>>,
     random: AtomicU64,
@@ -153,6 +155,7 @@ impl StepOperator {
             keys: Arc::new(context.keys()),
             slots: Slots::new(policy.target.in_flight),
             cancel: context.cancel.child_token(),
+            drivers: TaskTracker::new(),
             executor,
             context,
             shape,
@@ -197,12 +200,15 @@ impl StepOperator {
         let (sender, receiver) = mpsc::channel(2);
         let cancel = self.cancel.child_token();
         let driver = Driver::new(Arc::clone(self), Arc::new(scope), input, sender, cancel.clone());
-        tokio::spawn(driver.run());
+        self.drivers.spawn(driver.run());
         ItemStream { receiver, cancel, done: false }
     }
 
-    /// Ends the step's sessions. Called when all partitions have ended.
+    /// Waits for what is under way, then ends the step's sessions. Called when the run of all partitions has ended or
+    /// was cancelled; nothing can be run afterwards.
     pub async fn close(&self) {
+        self.drivers.close();
+        self.drivers.wait().await;
         for failure in self.slots.close().await {
             tracing::warn!(step = %self.context.step, "a session did not end well: {}", failure.message());
         }

@@ -230,6 +230,11 @@ TOO_MANY_STEPS = "RM0208" {
         "A workflow has at most 10,000 steps; beyond that it no longer compiles within seconds.",
         "Write many steps of one shape as one step over more rows.",
     }
+    UNKNOWN_KIND = "RM0209" {
+        "a step kind that the program does not have",
+        "The workflow has a step of a kind that the program that runs it was built without.",
+        "Run it with the `rowmill` command, which has all kinds.",
+    }
 
     // RM03xx: SQL and types.
     SQL_SYNTAX = "RM0301" {
@@ -340,6 +345,17 @@ TOO_MANY_STEPS = "RM0208" {
         "Set the variable or write the file.",
     }
 
+    UNKNOWN_CONNECTION = "RM0411" {
+        "a connection that is not declared",
+        "A step names a connection that the configuration does not have.",
+        "Declare it under `connections:` in the configuration, or correct the name.",
+    }
+    UNDESCRIBED_STEP = "RM0412" {
+        "a step whose columns cannot be known",
+        "The columns that a step adds are asked of its connection or follow from its options, and could not be made out.",
+        "Do what the report says; a database must be reachable while its workflow is checked.",
+    }
+
     // RM05xx: sources and sinks.
     BAD_PATH = "RM0501" {
         "a path that cannot be understood",
@@ -434,6 +450,17 @@ TOO_MANY_STEPS = "RM0208" {
         "Run again when nobody writes to the sources.",
     }
 
+    ITEM_FAILED = "RM0610" {
+        "an item failed",
+        "A step's item failed for good, and the step's `on_error` is `fail`. Nothing was published.",
+        "Correct the item or the other side; or let the step go on without such items: `on_error: skip`, `dead_letter` or `{default: {...}}`.",
+    }
+    TOO_MANY_ERRORS = "RM0611" {
+        "too many items failed",
+        "More of a step's items failed than its `max_errors` allows. Nothing was published.",
+        "Look at the reasons that the report gives; raise `max_errors` if so many are to be expected.",
+    }
+
     // RM07xx: run time: the environment.
     OUT_OF_MEMORY = "RM0701" {
         "out of memory",
@@ -454,6 +481,12 @@ TOO_MANY_STEPS = "RM0208" {
         "reading or writing failed",
         "The file system or the object store failed. Nothing was published, unless the report names sinks that were.",
         "Start the run again.",
+    }
+
+    STEP_UNAVAILABLE = "RM0705" {
+        "a step cannot work",
+        "A step could not begin or go on, and no item is to blame: its connection, its program or its credentials are not as it needs them.",
+        "Do what the report says, and start the run again.",
     }
 
     // RM09xx: internal.

@@ -8,6 +8,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use rowmill_spec::{Diagnostics, Workflow};
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use super::check_types::EdgeKind;
 use super::cut_segments::Root;
@@ -82,7 +83,7 @@ pub fn check_workflow<'a>(
 ) -> BoxFuture<'a, Result<Diagnostics, Diagnostics>> {
     async move {
         let inputs = Inputs { everything: true, ..inputs.clone() };
-        Ok(compile(workflow, &inputs, engine.session(false), &engine.options().stores).await?.warnings)
+        Ok(compile(workflow, &inputs, engine.session(false), &engine.options().stores, engine.host()).await?.warnings)
     }
     .boxed()
 }
@@ -99,12 +100,14 @@ pub fn explain_workflow<'a>(
 ) -> BoxFuture<'a, Result<Explanation, Diagnostics>> {
     async move {
         let texts = Arc::clone(&workflow.texts);
-        let compiled = compile(workflow, inputs, engine.session(false), &engine.options().stores).await?;
+        let compiled =
+            compile(workflow, inputs, engine.session(false), &engine.options().stores, engine.host()).await?;
         if !plans {
             return Ok(explain(&compiled, None));
         }
         let places: Vec<StagedSink> = compiled.sinks.iter().map(StagedSink::imagined).collect();
-        match plan(&compiled, inputs, &places).await {
+        let scope = engine.scope("explain", &CancellationToken::new(), std::env::temp_dir());
+        match plan(&compiled, inputs, &places, &scope).await {
             Ok(planned) => Ok(explain(&compiled, Some(&planned))),
             Err(error) => Err(Diagnostics { reports: vec![report(&error)], texts }),
         }
@@ -139,7 +142,7 @@ pub fn explain(compiled: &Compiled, planned: Option<&Planned>) -> Explanation {
             name: name.clone(),
             kind: workflow.steps.get(name).map_or("sql", |step| step.kind.key()),
             class: Some(step.class.as_str().to_owned()),
-            effects: Some("pure"),
+            effects: Some(step.call().map_or("pure", |call| call.policy.effects.as_str())),
             columns: columns(&step.schema),
             path: None,
         });
