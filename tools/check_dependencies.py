@@ -15,15 +15,15 @@ ROOT = Path(__file__).resolve().parent.parent
 # Crate -> ours that it may depend on (in its library; dev-dependencies may look at anything below the edges).
 MAY_USE = {
     "rowmill-spec": set(),
-    "rowmill-step": set(),
+    "rowmill-step": {"rowmill-spec"},
     "rowmill-store": set(),
     "rowmill-gpu": set(),
     "rowmill-features": set(),
     "rowmill-versions": set(),
     "rowmill-examples": set(),
-    "rowmill-step-http": {"rowmill-step"},
-    "rowmill-step-lookup": {"rowmill-step"},
-    "rowmill-step-command": {"rowmill-step"},
+    "rowmill-step-http": {"rowmill-spec", "rowmill-step"},
+    "rowmill-step-lookup": {"rowmill-spec", "rowmill-step"},
+    "rowmill-step-command": {"rowmill-spec", "rowmill-step"},
     "rowmill-engine": {"rowmill-spec", "rowmill-step", "rowmill-store", "rowmill-features"},
     "rowmill": {
         "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-store", "rowmill-gpu",
