@@ -97,3 +97,38 @@ impl StepFactory for CommandFactory {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rowmill_step::{BatchTarget, Effects};
+
+    use super::*;
+
+    fn build(text: &str, value: &str) -> Result<Arc<dyn StepExecutor>, Vec<Diagnostic>> {
+        let text = format!("rowmill: 1\nname: f\nparams: {{p: string}}\nsteps:\n  s:\n{text}");
+        let workflow = rowmill_spec::parse_yaml("t.yaml", &text).unwrap_or_else(|reports| panic!("{reports}"));
+        let fill = |template: &Template| Ok(template.fill(|_| Some(value.to_owned())).unwrap());
+        CommandFactory.build(&workflow.steps["s"], &fill)
+    }
+
+    const STEP: &str = "    command:\n      from: t\n      argv: [cat, 'a ${params.p}']\n      reads: [x]\n      output: {y: float64}\n      env: {A: '${params.p}'}\n      fan_out: true\n      memory: none\n    batch: {rows: 3}\n    in_flight: 5\n    timeout: 1s\n";
+
+    #[test]
+    fn an_argument_stays_one_argument() {
+        let executor = build(STEP, "; rm {x} \"$HOME\"").unwrap();
+        let description = executor.describe();
+        assert!(description.summary.contains("\"a ; rm {x} \\\"$HOME\\\"\""), "{}", description.summary);
+        assert_eq!(description.cardinality, Cardinality::FanOut);
+        assert_eq!((description.target.rows, description.target.in_flight), (3, 5));
+        assert_eq!((description.effects, description.reads.as_slice()), (Effects::Once, &["x".to_owned()][..]));
+        let default = build("    command: {from: t, argv: [cat], reads: [x], output: {y: int8}}\n", "").unwrap();
+        assert_eq!(default.describe().target, BatchTarget { rows: 1024, bytes: 4 << 20, in_flight: 2 });
+    }
+
+    #[test]
+    fn refusals_point_at_the_option() {
+        let reports = build(&STEP.replace("{y: float64}", "{__y: float64}"), "v").unwrap_err();
+        assert!(reports[0].message.contains("`output`") && !reports[0].labels.is_empty(), "{reports:?}");
+        assert!(build(STEP, "a\0b").unwrap_err()[0].message.contains("NUL"));
+    }
+}

@@ -187,3 +187,77 @@ fn options(step: &Step, http: &rowmill_spec::HttpStep, filling: &mut Filling<'_>
     }
     options
 }
+
+#[cfg(test)]
+mod tests {
+    use rowmill_step::{Effects, StepFactory};
+
+    use super::*;
+
+    fn step(text: &str) -> Step {
+        let text = format!("rowmill: 1\nname: f\nparams: {{p: string}}\nsteps:\n  s:\n{text}");
+        let mut workflow = rowmill_spec::parse_yaml("t.yaml", &text).unwrap_or_else(|reports| panic!("{reports}"));
+        workflow.steps.swap_remove("s").unwrap()
+    }
+
+    fn options_of(text: &str, value: &str) -> Result<HttpOptions, Vec<Diagnostic>> {
+        let step = step(text);
+        let StepKind::Http(http) = &step.kind else { panic!("no http step") };
+        let fill = |template: &rowmill_spec::Template| Ok(template.fill(|_| Some(value.to_owned())).unwrap());
+        let mut filling = Filling { fill: &fill, reports: Vec::new() };
+        let options = options(&step, http, &mut filling);
+        if filling.reports.is_empty() { Ok(options) } else { Err(filling.reports) }
+    }
+
+    const STEP: &str = "    http:\n      from: t\n      connection: c\n      method: POST\n      path: '/v1/{faa}/${params.p}'\n      query: {q: '{a} ${params.p}', r: [x, y]}\n      headers: {H: '${params.p}'}\n      body: {json: {a: '{a}', p: '${params.p}', n: 1}}\n      response: {temp: {json: /t, type: float64, nullable: false}, code: {status: int32}}\n      ok: [200, 201-202]\n      not_found: null\n      idempotency_header: none\n    effects: idempotent\n    timeout: 2s\n    in_flight: 7\n";
+
+    #[test]
+    fn values_of_parameters_are_text_and_nothing_else() {
+        let options = options_of(STEP, "{x}/../?#").unwrap();
+        assert_eq!(options.path, "/v1/{faa}/%7Bx%7D%2F..%2F%3F%23");
+        assert_eq!(options.query[0].1, "{a} {{x}}/../?#");
+        assert_eq!(options.headers[0].1, "{{x}}/../?#");
+        let Some(BodyTemplate::Json(body)) = &options.body else { panic!("no JSON body") };
+        assert_eq!(*body, serde_json::json!({"a": "{a}", "p": "{{x}}/../?#", "n": 1}));
+        assert!(options_of(STEP, "").is_err(), "an empty value leads elsewhere");
+    }
+
+    #[test]
+    fn everything_that_the_text_says_comes_over() {
+        let options = options_of(STEP, "v").unwrap();
+        assert_eq!((options.connection.as_str(), options.method.as_str()), ("c", "POST"));
+        assert_eq!(options.query.len(), 3);
+        assert_eq!((options.ok.len(), options.ok[1].last), (2, 202));
+        assert_eq!((options.not_found, options.idempotency_header.as_deref()), (NotFound::Null, None));
+        assert_eq!((options.in_flight, options.timeout), (7, Some(std::time::Duration::from_secs(2))));
+        assert_eq!(options.effects, Some(Effects::Idempotent));
+        assert!(!options.response[0].nullable && options.response[1].source == Source::Status);
+    }
+
+    #[test]
+    fn an_executor_is_made_and_refusals_point_at_the_option() {
+        let fill = |_: &rowmill_spec::Template| Ok("v".to_owned());
+        let good = step(&STEP.replace(", nullable: false", ""));
+        let executor = HttpFactory.build(&good, &fill).unwrap();
+        assert_eq!(executor.describe().reads, ["faa", "a"]);
+        for (from, to, place) in [
+            ("method: POST", "method: post", "post"),
+            ("'/v1/{faa}/${params.p}'", "v1", "v1"),
+            ("ok: [200, 201-202]", "ok: 404", "404"),
+        ] {
+            let text = STEP.replace(", nullable: false", "").replace(from, to);
+            let reports = HttpFactory.build(&step(&text), &fill).unwrap_err();
+            let span = reports[0].labels[0].0;
+            let whole = format!("rowmill: 1\nname: f\nparams: {{p: string}}\nsteps:\n  s:\n{text}");
+            assert_eq!(&whole[span.start as usize..span.end as usize], place, "{reports:?}");
+        }
+        let many = STEP.replace("'/v1/{faa}/${params.p}'", "/v1").replace("{q: '{a} ${params.p}', r: [x, y]}", "{}").replace(
+            "      ok:",
+            "      many: {max_items: 5, envelope: {of: '${params.p}', all: '{items}'}, match: {column: a, pointer: /a}}\n      ok:",
+        );
+        assert!(options_of(&many, "{items}").is_err(), "a value marks no place");
+        let options = options_of(&many, "{x}").unwrap();
+        let envelope = options.many.unwrap().envelope.unwrap();
+        assert_eq!(envelope, serde_json::json!({"of": "{x}", "all": "{items}"}));
+    }
+}

@@ -52,3 +52,35 @@ impl StepFactory for LookupFactory {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rowmill_step::{BatchTarget, Effects};
+
+    use super::*;
+
+    fn build(text: &str) -> Result<Arc<dyn StepExecutor>, Vec<Diagnostic>> {
+        let text = format!("rowmill: 1\nname: f\nsteps:\n  s:\n{text}");
+        let workflow = rowmill_spec::parse_yaml("t.yaml", &text).unwrap_or_else(|reports| panic!("{reports}"));
+        LookupFactory.build(&workflow.steps["s"], &|_| Ok(String::new()))
+    }
+
+    #[test]
+    fn an_executor_is_made_of_the_text() {
+        let text = "    lookup: {from: t, connection: fleet, query: 'SELECT seats FROM planes WHERE tail = {tail}', matches: first}\n    batch: {rows: 5, bytes: 1KiB}\n    in_flight: 2\n    effects: pure\n";
+        let executor = build(text).unwrap();
+        let description = executor.describe();
+        assert_eq!((description.kind, description.reads.as_slice()), ("lookup", &["tail".to_owned()][..]));
+        assert_eq!(description.target, BatchTarget { rows: 5, bytes: 1024, in_flight: 2 });
+        assert_eq!(description.effects, Effects::Pure);
+        assert_eq!(&*description.connections[0], "fleet");
+    }
+
+    #[test]
+    fn refusals_point_at_the_query() {
+        let reports = build("    lookup: {from: t, connection: c, query: DELETE FROM t}\n").unwrap_err();
+        assert_eq!(reports.len(), 1);
+        let span = reports[0].labels[0].0;
+        assert_eq!(span.end - span.start, "DELETE FROM t".len() as u32);
+    }
+}

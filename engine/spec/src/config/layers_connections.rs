@@ -134,6 +134,10 @@ impl Connections {
                 }
                 Value::List(texts)
             }
+            // Blanks at its ends are part of a text: `prefix: 'Key '`.
+            (NodeKind::Scalar(scalar), Kind::Text) if !scalar.value.trim().is_empty() && !scalar.is_null() => {
+                Value::Text(scalar.value.to_string())
+            }
             (NodeKind::Scalar(scalar), _) if !scalar.is_null() => {
                 read(kind, &scalar.value, false).map_err(Refused::from)?
             }
