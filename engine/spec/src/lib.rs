@@ -29,6 +29,7 @@ mod sql_file;
 pub mod suggest;
 pub mod template;
 pub mod types;
+pub mod units;
 mod write_yaml;
 mod yaml;
 

@@ -194,3 +194,47 @@ impl<D> OnError<D> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_text_knows_the_codes_that_may_be_retried() {
+        // What is never an item's fate is not offered: a step that cannot start, a run that was cancelled.
+        let mut known: Vec<&str> = FailureCode::ALL.iter().map(|code| code.as_str()).collect();
+        known.retain(|code| !matches!(*code, "setup" | "cancelled"));
+        assert_eq!(rowmill_spec::FAILURE_CODES, known);
+    }
+
+    #[test]
+    fn policies_come_over() {
+        let default = RetryPolicy::default();
+        assert_eq!(RetryPolicy::from(&rowmill_spec::Retry::default()), default);
+        assert_eq!(RetryPolicy::from(&rowmill_spec::Retry::attempts(1)), RetryPolicy::none());
+        let text = "rowmill: 1\nname: f\nsteps:\n  s:\n    lookup: {from: t, connection: c, query: 'SELECT {a}'}\n    retry: {max_backoff: 50ms, codes: [status], statuses: 500, jitter: none}\n    max_errors: 1%\n    on_error: {default: {a: 1}}\n";
+        let workflow = rowmill_spec::parse_yaml("t.yaml", text).unwrap();
+        let items = &workflow.steps["s"].items;
+        let retry = RetryPolicy::from(&items.retry.as_ref().unwrap().value);
+        assert_eq!(retry.check(), Ok(()));
+        assert_eq!((retry.initial_backoff, retry.max_backoff), (Duration::from_millis(50), Duration::from_millis(50)));
+        assert_eq!((retry.retry_codes, retry.retry_statuses), (vec![FailureCode::Status], vec![500]));
+        assert_eq!(
+            MaxErrors::from(items.max_errors.as_ref().unwrap().value),
+            MaxErrors::Share { share: 0.01, after: MaxErrors::DEFAULT_AFTER }
+        );
+        let policy = OnError::from_spec(&items.on_error.as_ref().unwrap().value, |values| Ok::<_, ()>(values.len()));
+        assert_eq!(policy, Ok(OnError::Default(1)));
+    }
+
+    #[test]
+    fn only_values_are_escaped() {
+        let template = Template::of("{a} ${params.p} {b}");
+        let fill = |one: &Template| Ok(one.fill(|_| Some("<v>".to_owned())).unwrap());
+        let text = fill_with(&template, &fill, |value| Ok(value.replace('<', "&lt;"))).unwrap();
+        assert_eq!(text, "{a} &lt;v> {b}");
+        assert!(fill_with(&template, &fill, |_| Err("is bad".to_owned())).unwrap_err().message.contains("`p` is bad"));
+    }
+}

@@ -2,14 +2,16 @@
 //!
 //! Names of relations inside SQL are left to the engine, which alone parses it.
 
+mod steps;
+
 use std::collections::HashMap;
 
 use crate::codes;
 use crate::diagnostic::Diagnostic;
-use crate::model::{Compression, CsvOptions, FileSource, Format, Sink, SourceKind, StepKind, Workflow};
+use crate::model::{Compression, CsvOptions, FileSource, Format, Sink, SourceKind, Workflow};
 use crate::names::{bad_name, fold, is_identifier, is_workflow_name};
 use crate::report::Reporter;
-use crate::span::{Span, Spanned};
+use crate::span::{MappedText, Span, Spanned};
 use crate::suggest::{did_you_mean, listed};
 use crate::template::{Piece, Template};
 use crate::types::{LogicalType, Value, check_usable};
@@ -65,13 +67,7 @@ impl Checker<'_> {
             }
         }
         for step in workflow.steps.values() {
-            if let StepKind::Sql(sql) = &step.kind
-                && sql.text.text.trim().is_empty()
-            {
-                let report =
-                    Diagnostic::error(codes::BAD_VALUE, format!("the query of step `{}` is empty", step.name.value));
-                self.report(report.at(sql.text.span, "").help("write a query, such as `SELECT * FROM source`"));
-            }
+            self.step(step);
         }
         for sink in workflow.sinks.values() {
             self.sink(sink);
@@ -278,6 +274,15 @@ impl Checker<'_> {
 
     /// Every reference names something that is declared.
     fn template(&mut self, template: &Template) {
+        // Text without pieces is what a program gave and could not be read.
+        if template.pieces.is_empty()
+            && let Err(error) = Template::parse(&MappedText::bare(template.text.clone()))
+        {
+            let shown: String = template.text.chars().take(60).collect();
+            let report = Diagnostic::error(codes::BAD_TEMPLATE, format!("in `{shown}`, {}", error.message))
+                .at(template.span, "");
+            self.report(report.help("write `${params.NAME}` or `${vars.NAME}`; for a literal `${` write `$${`"));
+        }
         for piece in &template.pieces {
             let (code, what, section, name, kind) = match piece {
                 Piece::Literal(_) => continue,
@@ -294,7 +299,7 @@ impl Checker<'_> {
                 Some(LogicalType::List(_)) => {
                     let report = Diagnostic::error(
                         codes::UNUSABLE_TYPE,
-                        format!("{what} `{}` is a list, which has no place in a path", name.value),
+                        format!("{what} `{}` is a list, which has no place in a text", name.value),
                     );
                     self.report(report.at(name.span, "").help("use a parameter that holds a single value"));
                 }

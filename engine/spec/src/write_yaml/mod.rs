@@ -1,5 +1,7 @@
 //! A workflow back to YAML, so that what a program built can be kept, shown and sent.
 
+mod steps;
+
 use std::fmt::Write as _;
 
 use indexmap::IndexMap;
@@ -99,6 +101,9 @@ impl Writer {
         self.line("rowmill", &FORMAT_VERSION.to_string());
         self.line("name", &word(&workflow.name));
         self.description(workflow.description.as_ref());
+        if workflow.durable {
+            self.line("durable", "true");
+        }
         self.section("params", &workflow.params, |writer, param| {
             writer.declaration(&param.kind, param.default.as_ref());
             writer.description(param.description.as_ref());
@@ -199,9 +204,13 @@ impl Writer {
     }
 
     fn step(&mut self, step: &Step) {
-        if let StepKind::Sql(sql) = &step.kind {
-            self.text("sql", &sql.text.text);
+        match &step.kind {
+            StepKind::Sql(sql) => self.text("sql", &sql.text.text),
+            StepKind::Http(http) => self.nested("http", |writer| writer.http(http)),
+            StepKind::Lookup(lookup) => self.nested("lookup", |writer| writer.lookup(lookup)),
+            StepKind::Command(command) => self.nested("command", |writer| writer.command(command)),
         }
+        self.items(&step.items);
         if let Some(class) = &step.resources.class {
             self.nested("resources", |writer| writer.line("class", &word(class.as_str())));
         }

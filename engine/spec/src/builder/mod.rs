@@ -1,5 +1,7 @@
 //! Workflows built in Rust, held to the same rules as those read from text.
 
+mod steps;
+
 use std::sync::Arc;
 
 use indexmap::IndexMap;
@@ -126,13 +128,47 @@ impl WorkflowBuilder {
     }
 
     /// With a step of one query that needs something.
-    pub fn sql_with(mut self, name: impl Into<String>, text: impl Into<String>, resources: Resources) -> Self {
-        let name = bare(name);
+    pub fn sql_with(self, name: impl Into<String>, text: impl Into<String>, resources: Resources) -> Self {
         let kind = StepKind::Sql(SqlStep { text: MappedText::bare(text) });
-        let step = Step { name: name.clone(), kind, items: ItemPolicy::default(), resources, description: None };
+        self.step(name, kind, ItemPolicy::default(), resources)
+    }
+
+    /// With a step of any kind, what it does about its items, and what it needs.
+    ///
+    /// ```
+    /// use rowmill_spec::{HttpStep, ItemPolicy, LogicalType, MaxErrors, Resources, Template, Workflow};
+    ///
+    /// let workflow = Workflow::builder("weather")
+    ///     .source_files("airports", ["airports.csv"])
+    ///     .step(
+    ///         "weather",
+    ///         HttpStep::new("airports", "weather", Template::of("/v1/{faa}/today"))
+    ///             .json("temp", "/main/temp", LogicalType::Float64),
+    ///         ItemPolicy::default().skip_errors().max_errors(MaxErrors::Count(100)).in_flight(32),
+    ///         Resources::default(),
+    ///     )
+    ///     .build()?;
+    /// assert_eq!(workflow.steps["weather"].kind.key(), "http");
+    /// # Ok::<(), rowmill_spec::Diagnostics>(())
+    /// ```
+    pub fn step(
+        mut self,
+        name: impl Into<String>,
+        kind: impl Into<StepKind>,
+        items: ItemPolicy,
+        resources: Resources,
+    ) -> Self {
+        let name = bare(name);
+        let step = Step { name: name.clone(), kind: kind.into(), items, resources, description: None };
         if self.workflow.steps.insert(name.value.clone(), step).is_some() {
             self.twice("step", &name);
         }
+        self
+    }
+
+    /// Whose runs are durable: what was done is kept, and a run that was cut off can go on.
+    pub fn durable(mut self) -> Self {
+        self.workflow.durable = true;
         self
     }
 

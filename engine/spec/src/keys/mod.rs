@@ -3,7 +3,10 @@
 //! The reader, its suggestions and the JSON schema all go by these tables, so that none of them can know a key that
 //! the others do not. A new key is one line here and one in the reader of its mapping.
 
+mod steps;
+
 use crate::model::{Compression, Format, SchemaPolicy};
+pub(crate) use steps::*;
 
 /// The version of the workflow format that this program reads and writes.
 pub const FORMAT_VERSION: i64 = 1;
@@ -68,6 +71,34 @@ pub(crate) enum Shape {
     Named(&'static Shape),
     /// The text of a type, or a mapping with these keys.
     TypeOr(&'static Table),
+    /// A mapping from names of any kind (columns, headers, variables of the environment) to such values.
+    Map(&'static Shape),
+    /// One of several.
+    Either(&'static [Shape]),
+    /// A text with `${...}`.
+    Template,
+    /// A text with `${...}`, or a list of them.
+    Templates,
+    /// A list of texts with `${...}`.
+    TemplateList,
+    /// A time such as `250ms` or `5s`.
+    Duration,
+    /// A size such as `4MB`.
+    Size,
+    /// A share such as `1%`.
+    Share,
+    /// A number, at least 1.
+    Factor,
+    /// A status, or a list of them.
+    Statuses,
+    /// A status, a range such as `200-204`, or a list of them.
+    StatusRanges,
+    /// One of these words, of which `null` may stand without quotes.
+    WordOrNull(&'static [&'static str]),
+    /// JSON, written as YAML or as a JSON text is.
+    Json,
+    /// Where a secret is: `env:NAME` or `file:/path`.
+    Secret,
 }
 
 const fn key(name: &'static str, shape: Shape, about: &'static str) -> Key {
@@ -87,6 +118,7 @@ pub(crate) const WORKFLOW: Table = Table {
         required("rowmill", Shape::Version, "The version of the workflow format: 1."),
         required("name", Shape::WorkflowName, "The workflow's name: letters, digits, `-` and `_`."),
         key("description", Shape::Text, "A sentence for people."),
+        key("durable", Shape::Bool, "Whether what a run did is kept, so that one that was cut off can go on (false)."),
         key("params", Shape::Named(&Shape::TypeOr(&PARAM)), "What differs between runs, given by `--set name=value`."),
         key(
             "vars",
@@ -163,15 +195,6 @@ pub(crate) const CSV: Table = Table {
         key("null", Shape::Text, "A field text that means null, beside the empty field."),
         key("newlines_in_values", Shape::Bool, "Whether a quoted field may hold a line break (false)."),
         key("infer_rows", Shape::Count(1), "Rows looked at to infer types, where no schema is declared (10000)."),
-    ],
-};
-
-pub(crate) const STEP: Table = Table {
-    what: "a step",
-    keys: &[
-        required("sql", Shape::Sql, "One query over sources and other steps, with `$name` for parameters."),
-        key("resources", Shape::Object(&RESOURCES), "What the step needs."),
-        key("description", Shape::Text, "A sentence for people."),
     ],
 };
 
