@@ -17,6 +17,7 @@ MAY_USE = {
     "rowmill-spec": set(),
     "rowmill-step": set(),
     "rowmill-store": set(),
+    "rowmill-limits": {"rowmill-step"},
     "rowmill-gpu": set(),
     "rowmill-features": set(),
     "rowmill-versions": set(),
@@ -24,7 +25,7 @@ MAY_USE = {
     "rowmill-step-http": {"rowmill-step"},
     "rowmill-step-lookup": {"rowmill-step"},
     "rowmill-step-command": {"rowmill-step"},
-    "rowmill-engine": {"rowmill-spec", "rowmill-step", "rowmill-store", "rowmill-features"},
+    "rowmill-engine": {"rowmill-spec", "rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-features"},
     "rowmill": {
         "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-store", "rowmill-gpu",
         "rowmill-step-http", "rowmill-step-lookup", "rowmill-step-command",
