@@ -18,6 +18,7 @@ MAY_USE = {
     "rowmill-step": set(),
     "rowmill-store": set(),
     "rowmill-limits": {"rowmill-step"},
+    "rowmill-cache": {"rowmill-step"},
     "rowmill-gpu": set(),
     "rowmill-features": set(),
     "rowmill-versions": set(),
@@ -25,7 +26,7 @@ MAY_USE = {
     "rowmill-step-http": {"rowmill-step"},
     "rowmill-step-lookup": {"rowmill-step"},
     "rowmill-step-command": {"rowmill-step"},
-    "rowmill-engine": {"rowmill-spec", "rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-features"},
+    "rowmill-engine": {"rowmill-spec", "rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-cache", "rowmill-features"},
     "rowmill": {
         "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-store", "rowmill-gpu",
         "rowmill-step-http", "rowmill-step-lookup", "rowmill-step-command",
@@ -41,6 +42,7 @@ DOORS = {
     "pyo3": {"rowmill-python", "rowmill-versions"},
     "cudarc": {"rowmill-gpu"},
     "reqwest": {"rowmill-step-http", "rowmill-features"},
+    "fred": {"rowmill-cache"},
     "sqlx": {"rowmill-store", "rowmill-step-lookup", "rowmill-features"},
 }
 
