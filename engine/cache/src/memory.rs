@@ -129,32 +129,38 @@ impl MemoryTier {
             // Which batch of the answer a block is; `None` for a block of another schema.
             let mut seen: ByIdentity<u32, Option<u32>> = HashMap::default();
             let mut last = (u32::MAX, None);
-            for key in keys {
-                let slot = shards[shard(*key)].get(key).filter(|slot| fresh.is_live(slot.stored_at_ms));
-                let Some(slot) = slot else {
-                    probe.hits.push(None);
-                    continue;
-                };
-                if last.0 != slot.block {
-                    let batch = *seen.entry(slot.block).or_insert_with(|| {
-                        let block = blocks.get(slot.block as usize)?.as_ref()?;
-                        let theirs = block.batch.schema_ref();
-                        if !Arc::ptr_eq(theirs, schema) && !same(theirs, schema) {
-                            return None;
-                        }
-                        probe.batches.push(block.batch.clone());
-                        u32::try_from(probe.batches.len() - 1).ok()
-                    });
-                    last = (slot.block, batch);
+            for chunk in keys.chunks(64) {
+                // The index is larger than the processor's caches: look-ups that do nothing else wait side by side.
+                let mut slots = [None; 64];
+                for (slot, key) in slots.iter_mut().zip(chunk) {
+                    *slot = shards[shard(*key)].get(key);
                 }
-                let hit = last.1.map(|batch| {
-                    if !slot.wanted.load(Ordering::Relaxed) {
-                        slot.wanted.store(true, Ordering::Relaxed);
+                for slot in &slots[..chunk.len()] {
+                    let Some(slot) = slot.filter(|slot: &&Slot| fresh.is_live(slot.stored_at_ms)) else {
+                        probe.hits.push(None);
+                        continue;
+                    };
+                    if last.0 != slot.block {
+                        let batch = *seen.entry(slot.block).or_insert_with(|| {
+                            let block = blocks.get(slot.block as usize)?.as_ref()?;
+                            let theirs = block.batch.schema_ref();
+                            if !Arc::ptr_eq(theirs, schema) && !same(theirs, schema) {
+                                return None;
+                            }
+                            probe.batches.push(block.batch.clone());
+                            u32::try_from(probe.batches.len() - 1).ok()
+                        });
+                        last = (slot.block, batch);
                     }
-                    Hit { batch, row: slot.row, rows: slot.rows, stored_at_ms: slot.stored_at_ms }
-                });
-                found += u64::from(hit.is_some());
-                probe.hits.push(hit);
+                    let hit = last.1.map(|batch| {
+                        if !slot.wanted.load(Ordering::Relaxed) {
+                            slot.wanted.store(true, Ordering::Relaxed);
+                        }
+                        Hit { batch, row: slot.row, rows: slot.rows, stored_at_ms: slot.stored_at_ms }
+                    });
+                    found += u64::from(hit.is_some());
+                    probe.hits.push(hit);
+                }
             }
         }
         // Schemas of blocks may differ in metadata from the one that was asked for, and among each other.
