@@ -17,17 +17,19 @@ MAY_USE = {
     "rowmill-spec": set(),
     "rowmill-step": {"rowmill-spec"},
     "rowmill-store": set(),
+    "rowmill-limits": {"rowmill-step"},
+    "rowmill-cache": {"rowmill-step"},
     "rowmill-gpu": set(),
     "rowmill-features": set(),
     "rowmill-versions": set(),
     "rowmill-examples": set(),
-    "rowmill-limits": {"rowmill-step"},
     "rowmill-items": {"rowmill-step", "rowmill-store", "rowmill-limits"},
     "rowmill-step-http": {"rowmill-spec", "rowmill-step"},
     "rowmill-step-lookup": {"rowmill-spec", "rowmill-step"},
     "rowmill-step-command": {"rowmill-spec", "rowmill-step"},
     "rowmill-engine": {
-        "rowmill-spec", "rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-items", "rowmill-features",
+        "rowmill-spec", "rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-items",
+        "rowmill-cache", "rowmill-features",
     },
     "rowmill": {
         "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-items", "rowmill-gpu",
@@ -44,6 +46,7 @@ DOORS = {
     "pyo3": {"rowmill-python", "rowmill-versions"},
     "cudarc": {"rowmill-gpu"},
     "reqwest": {"rowmill-step-http", "rowmill-features"},
+    "fred": {"rowmill-cache"},
     "sqlx": {"rowmill-store", "rowmill-step-lookup", "rowmill-features"},
 }
 

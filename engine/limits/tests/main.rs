@@ -173,28 +173,12 @@ fn the_queue_survives_the_runtime_that_kept_its_time() {
     let limits = limits(LimitSettings { burst: Some(1), ..rate(10.0) });
     let short = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let long = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let first = limits.clone();
-    let given_up =
-        short.spawn(async move { while !first.admit(CallCost { requests: 0, tokens: 0 }).await.is_free() {} });
-    std::thread::sleep(ms(20));
     let head = limits.clone();
     short.spawn(async move { drop(head.admit(ONE).await) });
     let waiting = long.spawn(async move { soon(&limits).await.finish(None) });
     std::thread::sleep(ms(20));
     short.shutdown_background();
-    drop(given_up);
     long.block_on(waiting).unwrap();
-}
-
-/// Something to loop on without ending.
-trait Free {
-    fn is_free(&self) -> bool;
-}
-
-impl Free for Admission {
-    fn is_free(&self) -> bool {
-        true
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
