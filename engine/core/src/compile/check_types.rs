@@ -24,6 +24,7 @@ use super::open_sources::OpenedSources;
 use super::resolve_names::Names;
 use super::sql_errors::planning_error;
 use super::tables::StepTables;
+use super::typed_lists::with_typed_lists;
 use crate::plan::edge::EdgeTable;
 use crate::plan::meter::{Meter, MeterNode};
 
@@ -115,7 +116,7 @@ pub async fn check(
                 source.or_else(|| checked.steps.get(read).map(|step| Arc::clone(&step.schema)))
             })
             .collect();
-        let statement = match_case(&parsed.statement, &inputs);
+        let statement = with_typed_lists(match_case(&parsed.statement, &inputs), bound);
         let plan = match plan_query(state, statement, bound).await {
             Ok(plan) => plan,
             Err(error) => {

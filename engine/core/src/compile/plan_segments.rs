@@ -41,8 +41,8 @@ pub struct PlannedSink {
 pub struct Planned {
     /// Plans to execute, side by side.
     pub roots: Vec<PlannedSink>,
-    /// Steps that are kept for several readers, with their plans, for `explain`.
-    pub spools: Vec<(String, Arc<dyn ExecutionPlan>)>,
+    /// Steps whose plans are leaves of their readers' plans, streamed or spooled.
+    pub apart: Vec<(String, Arc<dyn ExecutionPlan>)>,
 }
 
 /// What the consumers of an edge ask for.
@@ -103,10 +103,13 @@ async fn plan_all(compiled: &Compiled, inputs: &Inputs, staged: &[StagedSink]) -
         };
         let Some(step) = compiled.steps.get(name) else { return internal_err!("step {name} is not checked") };
         match &step.edge {
-            EdgeKind::Streamed(edge) => edge.connect(Producer::Plan(plan))?,
+            EdgeKind::Streamed(edge) => {
+                planned.apart.push((name.clone(), Arc::clone(&plan)));
+                edge.connect(Producer::Plan(plan))?;
+            }
             EdgeKind::Spooled(edge) => {
                 let recursive = demands.get(name).is_some_and(|demand| demand.recursive);
-                planned.spools.push((name.clone(), Arc::clone(&plan)));
+                planned.apart.push((name.clone(), Arc::clone(&plan)));
                 edge.connect(Producer::Spool(Arc::new(Spool::new(Arc::from(name.as_str()), plan, recursive))))?;
             }
             EdgeKind::Fused => return internal_err!("step {name} is a segment of its own and fused into another"),
