@@ -39,7 +39,7 @@ pub(crate) struct Global {
 pub(crate) enum OutputFormat {
     /// Tables.
     Table,
-    /// One JSON document.
+    /// One JSON document; `sql` prints one for each row.
     Json,
 }
 
@@ -96,9 +96,9 @@ pub(crate) enum Command {
         /// Read the SQL from a file
         #[arg(long, short, value_name = "FILE", conflicts_with = "query")]
         file: Option<PathBuf>,
-        /// How rows are printed
-        #[arg(long, value_enum, default_value_t = RowFormat::Table)]
-        format: RowFormat,
+        /// How rows are printed [default: table; json with --output json]
+        #[arg(long, value_enum)]
+        format: Option<RowFormat>,
     },
     /// Show the configuration, or the schemas that editors complete by
     Config {

@@ -18,7 +18,8 @@ pub(crate) const ENVIRONMENT: u8 = 75;
 pub(crate) const CANCELLED: u8 = 130;
 
 /// Reports that are about what was typed, not about the workflow.
-const USAGE_CODES: &[&str] = &["RM0116", "RM0121", "RM0401", "RM0402", "RM0403", "RM0404", "RM0405", "RM0406"];
+const USAGE_CODES: &[&str] =
+    &["RM0116", "RM0121", "RM0401", "RM0402", "RM0403", "RM0404", "RM0405", "RM0406", "RM0420"];
 
 /// The exit code that reports ask for.
 pub(crate) fn code(reports: &Diagnostics) -> u8 {

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use arrow::array::RecordBatch;
+use arrow::error::ArrowError;
+use arrow::util::display::FormatOptions;
+use arrow::util::pretty::pretty_format_batches_with_options;
 use rowmill::{Diagnostics, RunReport};
 use serde_json::{Value as Json, json};
 
@@ -72,6 +76,12 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
         text.push_str(&line(row.iter().map(String::as_str).collect()));
     }
     text
+}
+
+/// Rows as a table with lines; what is absent is told from empty text.
+pub(crate) fn rows(batches: &[RecordBatch]) -> Result<String, ArrowError> {
+    let options = FormatOptions::default().with_null("NULL");
+    Ok(pretty_format_batches_with_options(batches, &options)?.to_string())
 }
 
 /// The end of a run, for people.

@@ -51,12 +51,20 @@ fn globs_directories_and_lists() {
     scratch.write("in/b.csv", "x\n2\n");
     scratch.write("in/_hidden.csv", "x\n9\n");
     scratch.write("in/deep/c.csv", "x\n3\n");
+    // What markers and writers in the middle of their work leave: one rule for directories and patterns.
+    scratch.write("in/.b.csv", "x\n7\n");
+    scratch.write("in/deep/.part/d.csv", "x\n8\n");
+    scratch.write("in/_SUCCESS", "");
     scratch.write("in/[odd].csv", "x\n4\n");
     for (source, expected) in [
         ("path: in/a.csv", "x\n1\n"),
         ("path: \"in/?.csv\"", "x\n1\n2\n"),
         ("path: [in/a.csv, in/deep/c.csv]", "x\n1\n3\n"),
-        ("path: \"in/**/*.csv\"", "x\n1\n2\n3\n4\n9\n"),
+        ("path: \"in/**/*.csv\"", "x\n1\n2\n3\n4\n"),
+        ("path: \"in/_h*.csv\"", "x\n9\n"),
+        ("path: \"in/**/.part/*.csv\"", "x\n8\n"),
+        ("path: in/, format: csv", "x\n1\n2\n3\n4\n"),
+        ("path: \"in/*\"", "x\n1\n2\n4\n"),
         ("path: in/", "x\n1\n2\n3\n4\n"),
         ("path: in", "x\n1\n2\n3\n4\n"),
         ("path: \"in/[odd].csv\"", "x\n4\n"),

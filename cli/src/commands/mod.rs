@@ -4,6 +4,7 @@ mod check;
 mod config;
 mod explain;
 mod init;
+mod prompt;
 mod run;
 mod sql;
 
@@ -23,10 +24,10 @@ pub(crate) async fn dispatch(arguments: Arguments, settings: Settings) -> u8 {
         Command::Run { workflow, preview, .. } => run::run(&workflow, preview, &settings).await,
         Command::Check { workflow } => check::check(&workflow, &settings).await,
         Command::Explain { workflow, format } => explain::explain(&workflow, format, &settings).await,
-        Command::Init { folder } => init::init(&folder),
+        Command::Init { folder } => init::init(&folder, &settings),
         Command::Sql { query, file, format } => sql::sql(query, file, format, &settings).await,
         Command::Config { action } => config::config(action, &settings),
-        Command::Error { code } => config::error(&code),
+        Command::Error { code } => config::error(&code, &settings),
         Command::Completions { shell } => {
             completions(shell);
             exit::SUCCESS

@@ -108,7 +108,7 @@ async fn show_result(
         Err(RunError::Cancelled) => return Err(exit::CANCELLED),
     };
     let batches = report.collected.shift_remove("head").unwrap_or_default();
-    match arrow::util::pretty::pretty_format_batches(&batches) {
+    match crate::output::rows(&batches) {
         Ok(table) => println!("{table}"),
         Err(error) => eprintln!("cannot print the rows: {error}"),
     }

@@ -8,6 +8,8 @@ use rowmill_items::{StepStopped, StopReason};
 use rowmill_spec::{Diagnostic, Fault};
 use rowmill_step::FailureCode;
 
+use crate::sources::local_files::Truncated;
+
 /// A failure with the step it happened in. Travels inside a [`DataFusionError`] from the operator to the run.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("step `{step}`: {source}")]
@@ -109,6 +111,11 @@ pub fn report(error: &DataFusionError) -> Diagnostic {
         }
         _ => {}
     }
+    if let Some(truncated) = find_source::<Truncated>(cause) {
+        return Diagnostic::error("RM0604", format!("{place}{truncated}"))
+            .fault(Fault::Data)
+            .help("run it again when nobody writes to its sources");
+    }
     // DataFusion's writers say no more than this when a store fails at the end.
     let store_failed = lower.contains("error encountered while finalizing writes");
     let (code, fault, help) = if is_out_of_memory(error) {
@@ -148,10 +155,15 @@ pub fn report(error: &DataFusionError) -> Diagnostic {
 
 /// The kind of the I/O error at the bottom, if there is one.
 fn io_kind(error: &DataFusionError) -> Option<std::io::ErrorKind> {
+    find_source::<std::io::Error>(error).map(std::io::Error::kind)
+}
+
+/// The first error of a type among an error and its sources.
+fn find_source<T: std::error::Error + 'static>(error: &DataFusionError) -> Option<&T> {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = source {
-        if let Some(io) = error.downcast_ref::<std::io::Error>() {
-            return Some(io.kind());
+        if let Some(found) = error.downcast_ref::<T>() {
+            return Some(found);
         }
         source = error.source();
     }

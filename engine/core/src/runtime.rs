@@ -7,6 +7,7 @@ use std::sync::Arc;
 use datafusion::common::Result;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::execution::{SessionState, SessionStateDefaults};
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::calls::{Host, RunScope};
 use crate::plan::planner::StepPlanner;
+use crate::sources::local_files::LocalFiles;
 use crate::sources::stores::StoreOptions;
 
 /// Share of the memory limit that operators may reserve. The rest is for what they do not account for: batches in
@@ -49,6 +51,7 @@ pub struct EngineOptions {
 pub struct Engine {
     options: EngineOptions,
     runtime: Arc<RuntimeEnv>,
+    local_files: Arc<LocalFiles>,
 }
 
 impl Engine {
@@ -69,7 +72,10 @@ impl Engine {
                 DiskManagerBuilder::default().with_mode(mode).with_max_temp_directory_size(options.max_temp_bytes),
             )
             .build_arc()?;
-        Ok(Engine { options, runtime })
+        let local_files = Arc::new(LocalFiles::default());
+        let url = ObjectStoreUrl::local_filesystem();
+        runtime.register_object_store(url.as_ref(), Arc::clone(&local_files) as _);
+        Ok(Engine { options, runtime, local_files })
     }
 
     /// Its options.
@@ -90,6 +96,11 @@ impl Engine {
     /// The shared runtime.
     pub fn runtime(&self) -> &Arc<RuntimeEnv> {
         &self.runtime
+    }
+
+    /// The store of this machine's files.
+    pub fn local_files(&self) -> &LocalFiles {
+        &self.local_files
     }
 
     /// A session of its own for one compilation: its catalog holds the workflow's names, and its clock stands still.

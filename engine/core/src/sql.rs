@@ -5,10 +5,13 @@
 use std::fmt;
 
 use arrow::datatypes::SchemaRef;
-use datafusion::common::Result;
+use datafusion::common::{Result, plan_err};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SessionContext;
 use datafusion::sql::parser::{DFParser, Statement};
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::keywords::Keyword;
+use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
@@ -29,11 +32,41 @@ impl fmt::Debug for SqlContext {
 #[derive(Debug)]
 pub struct SqlStatement(Statement);
 
+/// Operators that one query may have. Each may be a level of the plan, and plans are walked by recursion; the stack
+/// that the command plans on holds so many and not any number.
+pub const MAX_OPERATORS: usize = 10_000;
+
+/// Whether `text` has more than [`MAX_OPERATORS`] operators and set operations.
+pub fn has_too_many_operators(text: &str) -> bool {
+    // An operator and its operand are two bytes at least.
+    if text.len() < 2 * MAX_OPERATORS {
+        return false;
+    }
+    // What is no SQL is told by the parser.
+    let Ok(tokens) = Tokenizer::new(&GenericDialect {}, text).tokenize() else { return false };
+    let is_operator = |token: &&Token| match token {
+        Token::Word(word) => matches!(
+            word.keyword,
+            Keyword::AND | Keyword::OR | Keyword::NOT | Keyword::UNION | Keyword::INTERSECT | Keyword::EXCEPT
+        ),
+        Token::Comma | Token::Period | Token::Whitespace(_) | Token::EOF => false,
+        Token::LParen | Token::RParen | Token::SemiColon => false,
+        Token::Number(..) | Token::SingleQuotedString(_) | Token::Placeholder(_) => false,
+        _ => true,
+    };
+    tokens.iter().filter(is_operator).count() > MAX_OPERATORS
+}
+
 /// Parses a text of statements.
 ///
 /// # Errors
-/// When it is not SQL.
+/// When it is not SQL, or too deep.
 pub fn split_statements(text: &str) -> Result<Vec<SqlStatement>> {
+    if has_too_many_operators(text) {
+        return plan_err!(
+            "the SQL has more than {MAX_OPERATORS} operators; an IN list or a join with a table has none"
+        );
+    }
     Ok(DFParser::parse_sql(text)?.into_iter().map(SqlStatement).collect())
 }
 

@@ -344,6 +344,11 @@ TOO_MANY_STEPS = "RM0208" {
         "The configuration refers to an environment variable or a file that does not exist or is empty.",
         "Set the variable or write the file.",
     }
+    COMMAND_LINE = "RM0420" {
+        "a command line that cannot be understood",
+        "A flag or an argument of the command does not exist, is missing, or has a value that it cannot have.",
+        "Look at `rowmill help COMMAND`.",
+    }
 
     UNKNOWN_CONNECTION = "RM0411" {
         "a connection that is not declared",

@@ -26,6 +26,7 @@ use super::open_sources::OpenedSources;
 use super::resolve_names::Names;
 use super::sql_errors::planning_error;
 use super::tables::StepTables;
+use super::typed_lists::with_typed_lists;
 use crate::calls::describe::columns;
 use crate::calls::{Call, Host, describe};
 use crate::plan::edge::EdgeTable;
@@ -172,7 +173,7 @@ pub async fn check(
             }
             continue;
         };
-        let statement = match_case(statement, &inputs);
+        let statement = with_typed_lists(match_case(statement, &inputs), bound);
         let plan = match plan_query(state, statement, bound).await {
             Ok(plan) => plan,
             Err(error) => {

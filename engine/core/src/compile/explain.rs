@@ -1,5 +1,6 @@
 //! What a compiled workflow will do, for people and for machines: the DAG, the stages, the plans.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -10,7 +11,6 @@ use rowmill_spec::{Diagnostics, Workflow};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use super::check_types::EdgeKind;
 use super::cut_segments::Root;
 use super::plan_segments::Planned;
 use super::{Compiled, Inputs, compile, plan};
@@ -176,19 +176,16 @@ pub fn explain(compiled: &Compiled, planned: Option<&Planned>) -> Explanation {
                 class: segment.class.as_str().to_owned(),
                 wide: segment.wide,
                 output: stage.output.clone(),
-                plan: planned.and_then(|planned| plan_text(compiled, planned, &segment.root)),
+                plan: planned.and_then(|planned| plan_text(planned, &segment.root)),
             })
         })
         .collect();
     Explanation { workflow: workflow.name.value.clone(), nodes, edges, stages, unneeded: compiled.unneeded.clone() }
 }
 
-fn plan_text(compiled: &Compiled, planned: &Planned, root: &Root) -> Option<String> {
+fn plan_text(planned: &Planned, root: &Root) -> Option<String> {
     let plan = match root {
-        Root::Step(name) => match compiled.steps.get(name).map(|step| &step.edge) {
-            Some(EdgeKind::Streamed(_)) => return None, // stands inside its consumer's plan
-            _ => &planned.spools.iter().find(|(step, _)| step == name)?.1,
-        },
+        Root::Step(name) => &planned.apart.iter().find(|(step, _)| step == name)?.1,
         root => &planned.roots.iter().find(|planned| planned.root == *root)?.plan,
     };
     Some(displayable(plan.as_ref()).indent(false).to_string())
@@ -237,8 +234,9 @@ impl Explanation {
     /// A Mermaid flowchart.
     pub fn to_mermaid(&self) -> String {
         let mut text = String::from("flowchart LR\n");
+        let ids = identifiers(&self.nodes);
         for node in &self.nodes {
-            let id = identifier(&node.id);
+            let Some(id) = ids.get(node.id.as_str()) else { continue };
             let label = node.name.replace('"', "#quot;");
             let _ = match node.kind {
                 "source" => writeln!(text, "  {id}[(\"{label}\")]"),
@@ -251,7 +249,9 @@ impl Explanation {
             };
         }
         for (from, to) in &self.edges {
-            let _ = writeln!(text, "  {} --> {}", identifier(from), identifier(to));
+            if let (Some(from), Some(to)) = (ids.get(from.as_str()), ids.get(to.as_str())) {
+                let _ = writeln!(text, "  {from} --> {to}");
+            }
         }
         text
     }
@@ -276,6 +276,21 @@ impl Explanation {
     }
 }
 
-fn identifier(id: &str) -> String {
-    id.chars().map(|c| if c.is_alphanumeric() { c } else { '_' }).collect()
+/// A Mermaid identifier for each node: its name where that is one, is not taken, and is no word of the language.
+fn identifiers(nodes: &[Node]) -> HashMap<&str, String> {
+    const WORDS: &[&str] =
+        &["end", "graph", "flowchart", "subgraph", "style", "class", "classdef", "click", "linkstyle"];
+    let mut taken: HashSet<String> = WORDS.iter().map(|word| (*word).to_owned()).collect();
+    let mut ids = HashMap::new();
+    for node in nodes {
+        let plain: String = node.id.chars().map(|c| if c.is_alphanumeric() { c } else { '_' }).collect();
+        let mut id = plain.clone();
+        let mut number = 2;
+        while !taken.insert(id.to_lowercase()) {
+            id = format!("{plain}_{number}");
+            number += 1;
+        }
+        ids.insert(node.id.as_str(), id);
+    }
+    ids
 }

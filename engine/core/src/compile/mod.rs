@@ -24,6 +24,7 @@ pub mod plan_segments;
 pub mod resolve_names;
 pub mod sql_errors;
 pub mod tables;
+mod typed_lists;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;

@@ -45,8 +45,8 @@ pub struct PlannedSink {
 pub struct Planned {
     /// Plans to execute, side by side.
     pub roots: Vec<PlannedSink>,
-    /// Steps that are kept for several readers, with their plans, for `explain`.
-    pub spools: Vec<(String, Arc<dyn ExecutionPlan>)>,
+    /// Steps whose plans are leaves of their readers' plans, streamed or spooled.
+    pub apart: Vec<(String, Arc<dyn ExecutionPlan>)>,
     /// Steps that run to their end whoever reads them.
     pub to_completion: Vec<Arc<dyn ExecutionPlan>>,
 }
@@ -118,10 +118,13 @@ async fn plan_all(compiled: &Compiled, inputs: &Inputs, staged: &[StagedSink], s
             to_completion = call.policy.effects == Effects::Once;
         }
         match &step.edge {
-            EdgeKind::Streamed(edge) => edge.connect(Producer::Plan(plan))?,
+            EdgeKind::Streamed(edge) => {
+                planned.apart.push((name.clone(), Arc::clone(&plan)));
+                edge.connect(Producer::Plan(plan))?;
+            }
             EdgeKind::Spooled(edge) => {
                 let recursive = demands.get(name).is_some_and(|demand| demand.recursive);
-                planned.spools.push((name.clone(), Arc::clone(&plan)));
+                planned.apart.push((name.clone(), Arc::clone(&plan)));
                 let spool = Arc::new(Spool::new(Arc::from(name.as_str()), plan, recursive));
                 if to_completion {
                     planned.to_completion.push(Arc::new(SpoolExec::new(Arc::clone(&spool))));

@@ -212,8 +212,7 @@ async fn run_workflow(
                 });
             }
             Err(stop) => {
-                // Looked at before the room is given back.
-                let full = staged.iter().any(StagedSink::is_disk_full);
+                let refused = refused(engine, &compiled, &staged, id);
                 discard(staged).await;
                 match stop {
                     // Hash joins cannot spill, sort-merge joins can (DESIGN 18). All steps are pure here, and nothing
@@ -226,11 +225,7 @@ async fn run_workflow(
                         // A file that was replaced under a reader fails in many ways; the reason is one.
                         let report = match files::changed(&compiled.files, engine.runtime()).await {
                             Some(file) => source_changed(&file),
-                            None => report(&error),
-                        };
-                        let report = match full && report.code == "RM0704" {
-                            true => disk_full(report),
-                            false => report,
+                            None => refused.unwrap_or_else(|| report(&error)),
                         };
                         return Err(failed(&workflow, report).into());
                     }
@@ -432,9 +427,17 @@ fn is_pure(compiled: &Compiled) -> bool {
     compiled.steps.values().filter_map(|step| step.call()).all(|call| call.policy.effects == Effects::Pure)
 }
 
-fn disk_full(report: Diagnostic) -> Diagnostic {
-    Diagnostic { code: "RM0702", help: Vec::new(), ..report }
-        .help("the disk of a sink is full: free some space, or write to a larger disk")
+/// Why a sink's disk refused to take its rows, if it did. Writers of DataFusion say only that they failed; the store
+/// knows why.
+fn refused(engine: &Engine, compiled: &Compiled, staged: &[StagedSink], id: Uuid) -> Option<Diagnostic> {
+    let failure = engine.local_files().take_write_failure(&id.to_string())?;
+    let place = staged.iter().position(|place| place.holds(&failure.path));
+    let sink = place.and_then(|at| Some((staged.get(at)?.sink(), compiled.sinks.get(at)?.path.as_str())));
+    let message = match sink {
+        Some((sink, path)) => format!("sink `{sink}`: cannot write `{path}`: {}", failure.message),
+        None => format!("cannot write `/{}`: {}", failure.path, failure.message),
+    };
+    Some(environment(message))
 }
 
 fn source_changed(file: &str) -> Diagnostic {
@@ -484,7 +487,7 @@ fn has_hash_join(planned: &Planned) -> bool {
     fn walk(plan: &Arc<dyn ExecutionPlan>) -> bool {
         matches!(plan.name(), "HashJoinExec" | "NestedLoopJoinExec") || plan.children().into_iter().any(walk)
     }
-    planned.roots.iter().any(|root| walk(&root.plan)) || planned.spools.iter().any(|(_, plan)| walk(plan))
+    planned.roots.iter().any(|root| walk(&root.plan)) || planned.apart.iter().any(|(_, plan)| walk(plan))
 }
 
 /// A write plan answers with one row: how many it wrote.

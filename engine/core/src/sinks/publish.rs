@@ -274,15 +274,15 @@ impl StagedSink {
         Ok(())
     }
 
-    /// Whether the local disk that the result is written to has no room left.
-    pub fn is_disk_full(&self) -> bool {
-        const ROOM: u64 = 1 << 20;
-        match &self.place {
-            Place::Local { folder, .. } => {
-                rustix::fs::statvfs(folder).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < ROOM)
-            }
-            Place::Object { .. } | Place::Imagined => false,
-        }
+    /// The sink.
+    pub fn sink(&self) -> &str {
+        &self.sink
+    }
+
+    /// Whether `path` is the staged file or lies in the staged directory.
+    pub fn holds(&self, path: &ObjectPath) -> bool {
+        let staged = Url::parse(&self.url).ok().and_then(|url| ObjectPath::from_url_path(url.path()).ok());
+        staged.is_some_and(|staged| path.prefix_matches(&staged))
     }
 
     /// Removes what was staged. Never fails: the next run of the sink sweeps what is left.

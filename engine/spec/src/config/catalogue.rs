@@ -124,7 +124,7 @@ pub const SETTINGS: &[Setting] = &[
         "output.format",
         Kind::Word(&["auto", "table", "json"]),
         Some("auto"),
-        "How results are printed. `auto` is a table; `run`, `check` and `explain` obey it.",
+        "How results and errors are printed. `auto` is for people. `json` is one document on standard output; `sql` prints an object for each row.",
     ),
     setting(
         "output.color",
