@@ -10,6 +10,8 @@ pub(crate) const SUCCESS: u8 = 0;
 pub(crate) const FAILED: u8 = 1;
 /// The command line is wrong: a missing file, an unknown parameter, a value of the wrong type.
 pub(crate) const USAGE: u8 = 2;
+/// The run published its results, but some items failed on the way.
+pub(crate) const WITH_FAILURES: u8 = 3;
 /// A bug of Rowmill.
 pub(crate) const INTERNAL: u8 = 70;
 /// The environment stopped the run; it can be started again.

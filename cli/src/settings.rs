@@ -120,6 +120,8 @@ impl Settings {
             temp_dir: execution.temp_dir.clone(),
             max_temp_bytes: execution.max_temp_bytes,
             stores: self.store_options()?,
+            connections: self.config.connections.values().cloned().collect(),
+            ..SessionOptions::default()
         })
     }
 

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{open_session, open_workflow, warn};
 use crate::args::WorkflowArguments;
 use crate::exit;
-use crate::output::{failure, summary, summary_json};
+use crate::output::{exit_code, failure, summary, summary_json};
 use crate::progress::Progress;
 use crate::settings::Settings;
 
@@ -36,8 +36,13 @@ pub(crate) async fn run(arguments: &WorkflowArguments, preview: Option<usize>, s
                 false => print!("{}", summary(&report)),
             }
             match preview {
-                Some(rows) if !settings.is_json() => show_results(&session, &report, &inputs, rows, settings).await,
-                _ => exit::SUCCESS,
+                Some(rows) if !settings.is_json() => {
+                    match show_results(&session, &report, &inputs, rows, settings).await {
+                        exit::SUCCESS => exit_code(&report),
+                        code => code,
+                    }
+                }
+                _ => exit_code(&report),
             }
         }
         Err(RunError::Failed(reports)) => failure(&reports, settings.is_json(), settings.is_colored()),
