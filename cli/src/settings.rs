@@ -125,6 +125,24 @@ impl Settings {
         })
     }
 
+    /// Where durable runs live.
+    pub(crate) fn state(&self) -> &rowmill::spec::config::State {
+        &self.config.state
+    }
+
+    /// The value of a secret that a setting names.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub(crate) fn secret(&self, setting: &str, secret: &Secret) -> Result<Option<String>, Diagnostics> {
+        resolve(setting, Some(secret))
+    }
+
+    /// Rows of a chunk of durable runs, where it is set.
+    pub(crate) fn chunk_rows(&self) -> Option<usize> {
+        self.config.state.chunk_rows
+    }
+
     fn store_options(&self) -> Result<StoreOptions, Diagnostics> {
         let store = &self.config.object_store;
         let mut options = StoreOptions::default();

@@ -14,6 +14,7 @@
 
 pub mod calls;
 pub mod compile;
+pub mod durable;
 pub mod error;
 pub mod local;
 pub mod plan;

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use datafusion::common::Result;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
@@ -106,6 +107,17 @@ impl Engine {
     /// A session of its own for one compilation: its catalog holds the workflow's names, and its clock stands still.
     /// With `spilling_joins`, joins sort and merge, which can spill, instead of hashing, which cannot.
     pub fn session(&self, spilling_joins: bool) -> SessionState {
+        self.session_with(spilling_joins, true, None)
+    }
+
+    /// A session for a durable run that began at `started`: planned again, it gives the same rows in the same order,
+    /// as far as they are made row by row.
+    pub fn durable_session(&self, started: DateTime<Utc>) -> SessionState {
+        // Batches that are dealt out to whoever is free come back in another order each time.
+        self.session_with(false, false, Some(started))
+    }
+
+    fn session_with(&self, spilling_joins: bool, round_robin: bool, started: Option<DateTime<Utc>>) -> SessionState {
         let mut config = SessionConfig::new()
             .with_target_partitions(self.options.partitions.max(1))
             .with_batch_size(self.options.batch_rows.max(1))
@@ -115,6 +127,7 @@ impl Engine {
         options.sql_parser.collect_spans = true;
         options.execution.time_zone = Some("+00:00".into());
         options.optimizer.prefer_hash_join = !spilling_joins;
+        options.optimizer.enable_round_robin_repartition = round_robin;
         let mut state = SessionStateBuilder::new()
             .with_config(config)
             .with_runtime_env(Arc::clone(&self.runtime))
@@ -128,7 +141,11 @@ impl Engine {
             .with_query_planner(Arc::new(StepPlanner))
             .build();
         let options = Arc::clone(state.config().options());
-        state.execution_props_mut().mark_start_execution(options);
+        let properties = state.execution_props_mut();
+        properties.mark_start_execution(options);
+        if let Some(started) = started {
+            properties.query_execution_start_time = Some(started);
+        }
         state
     }
 }

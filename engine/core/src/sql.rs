@@ -4,8 +4,12 @@
 
 use std::fmt;
 
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use datafusion::common::{Result, plan_err};
+use datafusion::datasource::MemTable;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SessionContext;
 use datafusion::sql::parser::{DFParser, Statement};
@@ -82,6 +86,15 @@ impl SqlContext {
     /// A context on `engine`.
     pub fn new(engine: &Engine) -> SqlContext {
         SqlContext { context: SessionContext::new_with_state(engine.session(false)).enable_url_table() }
+    }
+
+    /// Makes batches readable under a name.
+    ///
+    /// # Errors
+    /// When their columns do not fit `schema`.
+    pub fn register(&self, name: &str, schema: SchemaRef, batches: Vec<RecordBatch>) -> Result<()> {
+        let table = MemTable::try_new(schema, vec![batches])?;
+        self.context.register_table(name, Arc::new(table)).map(drop)
     }
 
     /// Runs one statement.

@@ -214,6 +214,11 @@ impl StepOperator {
         }
     }
 
+    /// Stops what is under way; what was not sent is `not_run`.
+    pub fn cancel(&self) {
+        self.cancel.cancel();
+    }
+
     /// Checks `max_errors` for the whole step. Called when all partitions have ended.
     ///
     /// # Errors

@@ -18,6 +18,7 @@
 mod host;
 pub mod load;
 pub mod options;
+pub mod runs;
 pub mod session;
 
 pub use host::kinds;
@@ -33,4 +34,6 @@ pub use rowmill_items::{Tally, TallySnapshot};
 pub use rowmill_spec as spec;
 pub use rowmill_spec::{Diagnostics, Fault, Workflow};
 pub use rowmill_step as step;
+pub use rowmill_store as store;
+pub use runs::{Collected, Runs, RunsOptions};
 pub use session::{Session, SqlError};

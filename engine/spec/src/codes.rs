@@ -12,6 +12,7 @@
 //! | RM05xx | sources and sinks |
 //! | RM06xx | run time: the data |
 //! | RM07xx | run time: the environment |
+//! | RM08xx | durable runs |
 //! | RM09xx | internal |
 
 use std::fmt::Write as _;
@@ -68,6 +69,7 @@ const RANGES: &[(&str, &str)] = &[
     ("RM05", "sources and sinks"),
     ("RM06", "run time: the data"),
     ("RM07", "run time: the environment"),
+    ("RM08", "durable runs"),
     ("RM09", "internal"),
 ];
 
@@ -492,6 +494,48 @@ TOO_MANY_STEPS = "RM0208" {
         "a step cannot work",
         "A step could not begin or go on, and no item is to blame: its connection, its program or its credentials are not as it needs them.",
         "Do what the report says, and start the run again.",
+    }
+
+    // RM08xx: durable runs.
+    RUN_RECORD = "RM0801" {
+        "the record of a run cannot be read",
+        "What the run store holds of a run is damaged, or was written by another version.",
+        "Use the version of Rowmill that wrote it, or start the workflow anew.",
+    }
+    RUN_CHANGED = "RM0802" {
+        "a run cannot go on with what changed",
+        "The workflow, its configuration or its source files are not what they were when the run began. Going on would mix two versions.",
+        "Start over: `rowmill resume RUN --restart`.",
+    }
+    RUN_HELD = "RM0803" {
+        "another process holds the run",
+        "A run is worked on by one process at a time, which renews its lease while it lives.",
+        "Wait until the lease ends, or take the run from a process that is surely dead: `rowmill resume RUN --steal`.",
+    }
+    RUN_ENDED = "RM0804" {
+        "the run has ended",
+        "A run that succeeded, failed or was cancelled does not go on.",
+        "Start the workflow again.",
+    }
+    RUN_LOST = "RM0805" {
+        "the run was taken over",
+        "Another process took the run while this one worked on it. What was committed counts.",
+        "Look at the run with `rowmill show RUN`.",
+    }
+    NOT_DURABLE = "RM0806" {
+        "a workflow that cannot run durably",
+        "It takes rows from the program that runs it, or hands rows to it; another process could not go on with it.",
+        "Read from files and write to sinks.",
+    }
+    RUN_UNKNOWN = "RM0807" {
+        "the run store refused",
+        "There is no such run, or its state does not permit what was asked.",
+        "`rowmill runs` lists the runs.",
+    }
+    RUN_STORE_FAILED = "RM0808" {
+        "the run store cannot be used",
+        "Its database cannot be reached, is locked, is full, is damaged, or was written by a newer version.",
+        "Do what the report says, and start again.",
     }
 
     // RM09xx: internal.

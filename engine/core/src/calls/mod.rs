@@ -6,7 +6,7 @@
 //! past it.
 
 pub mod describe;
-mod exec;
+pub(crate) mod exec;
 mod policy;
 
 use std::collections::BTreeMap;

@@ -74,10 +74,21 @@ pub fn plan<'a>(
     plan_all(compiled, inputs, staged, scope).boxed()
 }
 
-async fn plan_all(compiled: &Compiled, inputs: &Inputs, staged: &[StagedSink], scope: &RunScope) -> Result<Planned> {
+/// Every segment's optimized query, in the order of [`crate::compile::Cut::segments`]; for a step that is not SQL the
+/// query of its input.
+#[derive(Debug)]
+pub(crate) struct Optimized {
+    /// The queries.
+    pub(crate) plans: Vec<LogicalPlan>,
+    /// Steps that a recursive query reads again and again.
+    recursive: HashSet<String>,
+}
+
+/// Optimizes every segment, consumers first.
+pub(crate) fn optimize_segments(compiled: &Compiled, inputs: &Inputs, staged: &[StagedSink]) -> Result<Optimized> {
     let state = &compiled.state;
     let mut demands: HashMap<String, Demand> = HashMap::new();
-    let mut optimized: Vec<Option<LogicalPlan>> = Vec::new();
+    let mut plans: Vec<LogicalPlan> = Vec::new();
     for segment in compiled.cut.segments.iter().rev() {
         let plan = match &segment.root {
             Root::Step(name) => {
@@ -100,12 +111,18 @@ async fn plan_all(compiled: &Compiled, inputs: &Inputs, staged: &[StagedSink], s
         };
         let plan = state.optimize(&plan)?;
         ask(&plan, &mut demands)?;
-        optimized.push(Some(plan));
+        plans.push(plan);
     }
-    optimized.reverse();
+    plans.reverse();
+    let recursive = demands.into_iter().filter(|(_, demand)| demand.recursive).map(|(name, _)| name).collect();
+    Ok(Optimized { plans, recursive })
+}
+
+async fn plan_all(compiled: &Compiled, inputs: &Inputs, staged: &[StagedSink], scope: &RunScope) -> Result<Planned> {
+    let state = &compiled.state;
+    let Optimized { plans, recursive } = optimize_segments(compiled, inputs, staged)?;
     let mut planned = Planned::default();
-    for (segment, logical) in compiled.cut.segments.iter().zip(optimized) {
-        let Some(logical) = logical else { continue };
+    for (segment, logical) in compiled.cut.segments.iter().zip(plans) {
         let mut plan = state.query_planner().create_physical_plan(&logical, state).await?;
         let Root::Step(name) = &segment.root else {
             planned.roots.push(PlannedSink { root: segment.root.clone(), logical, plan });
@@ -123,7 +140,7 @@ async fn plan_all(compiled: &Compiled, inputs: &Inputs, staged: &[StagedSink], s
                 edge.connect(Producer::Plan(plan))?;
             }
             EdgeKind::Spooled(edge) => {
-                let recursive = demands.get(name).is_some_and(|demand| demand.recursive);
+                let recursive = recursive.contains(name);
                 planned.apart.push((name.clone(), Arc::clone(&plan)));
                 let spool = Arc::new(Spool::new(Arc::from(name.as_str()), plan, recursive));
                 if to_completion {

@@ -30,7 +30,7 @@ use crate::sources::files;
 use crate::types::logical_type;
 
 /// What a run did.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct RunReport {
     /// Its id (UUIDv7).
     pub id: Uuid,
@@ -181,7 +181,12 @@ async fn run_workflow(
             .help("add one: `sinks: {result: {from: STEP, path: out/result.parquet}}`");
             return Err(failed(&workflow, nothing).into());
         }
-        let mut staged = stage(engine, &compiled, id).await?;
+        let mut staged = match stage(engine, &compiled, id).await {
+            Ok(staged) => staged,
+            Err(Stop::Report(report)) => return Err(failed(&workflow, *report).into()),
+            Err(Stop::Error(error, _)) => return Err(failed(&workflow, report(&error)).into()),
+            Err(Stop::Cancelled) => return Err(RunError::Cancelled),
+        };
         let folder = match ledger_folder(engine) {
             Ok(folder) => folder,
             Err(error) => {
@@ -241,7 +246,7 @@ fn failed(workflow: &Workflow, report: Diagnostic) -> Diagnostics {
     Diagnostics { reports: vec![report], texts: Arc::clone(&workflow.texts) }
 }
 
-async fn stage(engine: &Engine, compiled: &Compiled, id: Uuid) -> Result<Vec<StagedSink>, RunError> {
+pub(crate) async fn stage(engine: &Engine, compiled: &Compiled, id: Uuid) -> Result<Vec<StagedSink>, Stop> {
     let mut staged = Vec::new();
     for sink in &compiled.sinks {
         let store = engine.runtime().object_store(&sink.location.store);
@@ -253,7 +258,7 @@ async fn stage(engine: &Engine, compiled: &Compiled, id: Uuid) -> Result<Vec<Sta
             Ok(place) => staged.push(place),
             Err(message) => {
                 discard(staged).await;
-                return Err(failed(&compiled.workflow, environment(message)).into());
+                return Err(Stop::Report(Box::new(environment(message))));
             }
         }
     }
@@ -273,17 +278,18 @@ fn environment(message: String) -> Diagnostic {
 }
 
 /// Why execution ended early.
-enum Stop {
+#[derive(Debug)]
+pub(crate) enum Stop {
     /// An operator failed; whether the plans held hash joins.
     Error(DataFusionError, bool),
     Report(Box<Diagnostic>),
     Cancelled,
 }
 
-#[derive(Default)]
-struct Done {
+#[derive(Debug, Default)]
+pub(crate) struct Done {
     /// Rows written, by sink.
-    written: Vec<u64>,
+    pub(crate) written: Vec<u64>,
     collected: IndexMap<String, Vec<RecordBatch>>,
 }
 
@@ -297,9 +303,20 @@ async fn execute(
     observer: &dyn Observer,
 ) -> Result<Done, Stop> {
     let planned = plan(compiled, inputs, staged, scope).await.map_err(|error| Stop::Error(error, false))?;
-    let hashing = has_hash_join(&planned);
     let run = Uuid::parse_str(&scope.run).unwrap_or_default();
     observer.started(run, &compiled.meters, &tallies(compiled));
+    run_roots(engine, compiled, &planned, staged, cancel).await
+}
+
+/// Executes the plans of sinks and of collected steps side by side, and seals what they wrote.
+pub(crate) async fn run_roots(
+    engine: &Engine,
+    compiled: &Compiled,
+    planned: &Planned,
+    staged: &mut [StagedSink],
+    cancel: &CancellationToken,
+) -> Result<Done, Stop> {
+    let hashing = has_hash_join(planned);
     let drains = planned.to_completion.iter().map(|plan| {
         let context = Arc::new(TaskContext::from(&compiled.state));
         SpawnedTask::spawn(drain(Arc::clone(plan), context))
@@ -325,7 +342,7 @@ async fn execute(
         // Dropping the futures aborts every task below them.
         Either::Right(((), _)) => return Err(Stop::Cancelled),
     };
-    let written: Vec<Option<u64>> = written_by_sink(compiled, &planned, &results);
+    let written: Vec<Option<u64>> = written_by_sink(compiled, planned, &results);
     for (at, (sink, place)) in compiled.sinks.iter().zip(staged.iter()).enumerate() {
         if sink.is_directory() && written.get(at).copied().flatten() == Some(0) {
             write_empty(compiled, sink, place).await.map_err(|error| Stop::Error(error, false))?;
@@ -403,7 +420,7 @@ async fn end_steps(scope: &RunScope, outcome: Result<Done, Stop>) -> Result<Done
     Ok(done)
 }
 
-fn tallies(compiled: &Compiled) -> IndexMap<String, Arc<Tally>> {
+pub(crate) fn tallies(compiled: &Compiled) -> IndexMap<String, Arc<Tally>> {
     let calls = compiled.steps.iter().filter_map(|(name, step)| Some((name.clone(), Arc::clone(&step.call()?.tally))));
     calls.collect()
 }
@@ -499,7 +516,11 @@ fn written_rows(batches: &[RecordBatch]) -> u64 {
         .sum()
 }
 
-async fn publish(compiled: &Compiled, staged: Vec<StagedSink>, written: &[u64]) -> Result<Vec<SinkReport>, Diagnostic> {
+pub(crate) async fn publish(
+    compiled: &Compiled,
+    staged: Vec<StagedSink>,
+    written: &[u64],
+) -> Result<Vec<SinkReport>, Diagnostic> {
     let mut published: Vec<SinkReport> = Vec::new();
     let mut waiting = staged.into_iter();
     for (at, sink) in compiled.sinks.iter().enumerate() {
@@ -539,13 +560,13 @@ async fn publish(compiled: &Compiled, staged: Vec<StagedSink>, written: &[u64]) 
     Ok(published)
 }
 
-async fn discard(staged: Vec<StagedSink>) {
+pub(crate) async fn discard(staged: Vec<StagedSink>) {
     for place in staged {
         place.discard().await;
     }
 }
 
-fn step_reports(compiled: &Compiled) -> Vec<StepReport> {
+pub(crate) fn step_reports(compiled: &Compiled) -> Vec<StepReport> {
     compiled
         .steps
         .iter()

@@ -191,6 +191,12 @@ pub const SETTINGS: &[Setting] = &[
         "Where the journal of durable runs is kept: `sqlite` is a file in `state.dir`; a secret is the URL of a PostgreSQL database.",
     ),
     setting(
+        "state.chunk_rows",
+        Kind::CountOrAuto(10_000_000),
+        Some("auto"),
+        "Rows of a chunk of a durable run: what is committed together, and done again after a crash. `auto` is 32,768.",
+    ),
+    setting(
         "cache.dir",
         Kind::PathOrAuto,
         Some("auto"),

@@ -62,6 +62,8 @@ pub struct State {
     pub dir: PathBuf,
     /// Where the journal is kept.
     pub store: StateStore,
+    /// Rows of a chunk; `None` lets the engine choose.
+    pub chunk_rows: Option<usize>,
 }
 
 /// Where the journal of durable runs is kept.
@@ -312,6 +314,7 @@ impl Config {
         let state = State {
             dir: values.text("state.dir").map_or_else(PathBuf::new, PathBuf::from),
             store: values.secret("state.store").map_or(StateStore::Sqlite, StateStore::Postgres),
+            chunk_rows: values.count("state.chunk_rows").and_then(|rows| usize::try_from(rows).ok()),
         };
         let cache = Cache {
             dir: values.text("cache.dir").map(PathBuf::from),
