@@ -1,14 +1,15 @@
 //! What the step operator costs for an item: a step kind that does nothing, groups of one item and of 8,192, beside
-//! the same batches passed through a channel. Prints the medians of 11 rounds in nanoseconds.
+//! the same batches passed through a channel. Prints the medians of 11 rounds in nanoseconds of the thread's time on a
+//! core (Linux only), so that other load on the machine hardly counts.
 //!
 //! ```text
 //! cargo run --release -p rowmill-items --example operator_cost
 //! ```
 #![allow(clippy::allow_attributes)]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::disallowed_methods)]
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arrow::array::{Int64Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -59,6 +60,12 @@ fn input(batches: usize) -> Vec<RecordBatch> {
     (0..batches).map(|at| RecordBatch::try_new(schema("x"), vec![Arc::new(column(at))]).unwrap()).collect()
 }
 
+/// How long this thread has been on a core.
+fn on_core() -> Duration {
+    let times = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux counts a thread's time");
+    Duration::from_nanos(times.split(' ').next().unwrap().parse().unwrap())
+}
+
 async fn through(batches: Vec<RecordBatch>, rows: usize, in_flight: usize) -> Duration {
     let description = StepDescription {
         kind: "echo",
@@ -83,13 +90,13 @@ async fn through(batches: Vec<RecordBatch>, rows: usize, in_flight: usize) -> Du
     let ledger = Arc::new(Ledger::new(&schema("x"), std::env::temp_dir().join("operator_cost.arrow")));
     let scope = Scope { place: 0, ledger, tally: Arc::new(Tally::part_of(operator.tally())), log: None };
     let items: usize = batches.iter().map(RecordBatch::num_rows).sum();
-    let start = Instant::now();
+    let start = on_core();
     let mut stream = operator.run(scope, futures::stream::iter(batches.into_iter().map(Ok)).boxed());
     let mut got = 0;
     while let Some(batch) = stream.next().await {
         got += batch.unwrap().num_rows();
     }
-    let taken = start.elapsed();
+    let taken = on_core() - start;
     assert_eq!(got, items);
     operator.close().await;
     assert!(operator.tally().snapshot().is_conserved());
@@ -97,7 +104,7 @@ async fn through(batches: Vec<RecordBatch>, rows: usize, in_flight: usize) -> Du
 }
 
 async fn passed(batches: Vec<RecordBatch>) -> Duration {
-    let start = Instant::now();
+    let start = on_core();
     let (sender, mut receiver) = tokio::sync::mpsc::channel(2);
     let task = tokio::spawn(async move {
         for batch in batches {
@@ -110,7 +117,7 @@ async fn passed(batches: Vec<RecordBatch>) -> Duration {
     }
     task.await.unwrap();
     assert!(got > 0);
-    start.elapsed()
+    on_core() - start
 }
 
 fn median(mut times: Vec<Duration>, items: usize) -> f64 {

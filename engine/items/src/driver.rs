@@ -31,7 +31,7 @@ pub(crate) struct Driver {
     scope: Arc<Scope>,
     input: BoxStream<'static, Result<RecordBatch, BoxError>>,
     out: mpsc::Sender<Result<RecordBatch, BoxError>>,
-    cancel: CancellationToken,
+    cancel: Arc<CancellationToken>,
     /// Input for which there is no room yet, or too little for a group.
     intake: Intake,
     input_done: bool,
@@ -80,7 +80,7 @@ impl Driver {
             scope,
             input,
             out,
-            cancel,
+            cancel: Arc::new(cancel),
             intake,
             input_done: false,
             next_row: 0,
@@ -132,7 +132,7 @@ impl Driver {
     }
 
     async fn drive(&mut self) -> Result<(), BoxError> {
-        let cancel = self.cancel.clone();
+        let cancel = Arc::clone(&self.cancel);
         let cancelled = cancel.cancelled();
         tokio::pin!(cancelled);
         if self.scope.log.is_some()
@@ -308,7 +308,8 @@ impl Driver {
                     return;
                 }
             };
-            let work = settle(Arc::clone(&self.operator), group, slot, Arc::clone(&self.scope), self.cancel.clone());
+            let work =
+                settle(Arc::clone(&self.operator), group, slot, Arc::clone(&self.scope), Arc::clone(&self.cancel));
             self.running.push(work.boxed());
             return;
         }

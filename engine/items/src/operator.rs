@@ -208,6 +208,7 @@ impl StepOperator {
     }
 
     /// Drives one partition, or one chunk, on a task of its own.
+    #[expect(clippy::disallowed_methods, reason = "the task ends soon after its stream is dropped, and is waited for")]
     pub fn run(self: &Arc<Self>, scope: Scope, input: BoxStream<'static, Result<RecordBatch, BoxError>>) -> ItemStream {
         let (sender, receiver) = mpsc::channel(2);
         let cancel = self.cancel.child_token();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rowmill_step::{Failure, FailureCode, StepContext, StepExecutor, StepSession, StepShape, caught};
+use rowmill_step::{Failure, FailureCode, StepContext, StepSession, caught};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// How long a session may take to end.
@@ -75,22 +75,10 @@ impl std::fmt::Debug for Slot {
 }
 
 impl Slot {
-    /// Takes the slot's session: its own, an idle one, or a new one. It is given back with [`Slot::keep`]; one that is
+    /// Takes a session that is open: the slot's own, or an idle one. It is given back with [`Slot::keep`]; one that is
     /// dropped in the middle of an attempt is not used again.
-    pub(crate) async fn session(
-        &mut self,
-        executor: &dyn StepExecutor,
-        context: &StepContext,
-        shape: &StepShape,
-    ) -> Result<Box<dyn StepSession>, Failure> {
-        if let Some(session) = self.session.take() {
-            return Ok(session);
-        }
-        let idle = self.idle.lock().pop();
-        match idle {
-            Some(session) => Ok(session),
-            None => caught(executor.open(context, shape), context).await,
-        }
+    pub(crate) fn warm(&mut self) -> Option<Box<dyn StepSession>> {
+        self.session.take().or_else(|| self.idle.lock().pop())
     }
 
     /// Gives back a session that may be used again.

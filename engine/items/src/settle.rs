@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::array::{RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
 use rowmill_step::{
-    Failure, FailureCode, ItemBatch, ItemIds, ItemKeys, KeyDeriver, Sent, StepSession, Verdict, attempt,
+    Failure, FailureCode, ItemBatch, ItemIds, ItemKeys, KeyDeriver, Sent, StepSession, Verdict, attempt, caught,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -72,7 +72,7 @@ pub(crate) async fn settle(
     group: Group,
     slot: Slot,
     scope: Arc<Scope>,
-    cancel: CancellationToken,
+    cancel: Arc<CancellationToken>,
 ) -> Settled {
     let keys = ItemKeys::new(group.ids, Arc::clone(&operator.keys));
     let settled = Settled { unit: group.unit, ..Settled::default() };
@@ -88,9 +88,6 @@ pub(crate) async fn settle(
     let mut slot = Some(slot);
     let mut settler = Settler { operator: &operator, scope: &scope, cancel, settled, open: Vec::new() };
     while let Some(work) = next {
-        if settler.cancel.is_cancelled() {
-            break;
-        }
         if let Some(due) = work.not_before
             && due > Instant::now()
         {
@@ -118,6 +115,9 @@ pub(crate) async fn settle(
         }
         slot = Some(held);
         next = settler.due();
+        if next.is_some() && settler.cancel.is_cancelled() {
+            break;
+        }
     }
     settler.settled
 }
@@ -125,7 +125,7 @@ pub(crate) async fn settle(
 pub(crate) struct Settler<'a> {
     pub(crate) operator: &'a StepOperator,
     pub(crate) scope: &'a Scope,
-    pub(crate) cancel: CancellationToken,
+    pub(crate) cancel: Arc<CancellationToken>,
     pub(crate) settled: Settled,
     /// What is not over yet.
     pub(crate) open: Vec<Work>,
@@ -149,7 +149,7 @@ impl Settler<'_> {
             keys: work.keys.clone(),
             attempt: work.attempt,
             deadline: None,
-            cancel: self.cancel.clone(),
+            cancel: CancellationToken::clone(&self.cancel),
         };
         let mut admission = None;
         if operator.is_limited() {
@@ -165,9 +165,12 @@ impl Settler<'_> {
             self.failed_whole(work, failure.retryable(false).sent(Sent::Never), log, false)?;
             return Ok(true);
         }
-        let session = tokio::select! {
-            session = slot.session(operator.executor.as_ref(), &operator.context, &operator.shape) => session,
-            () = self.cancel.cancelled() => return Ok(false),
+        let session = match slot.warm() {
+            Some(session) => Ok(session),
+            None => tokio::select! {
+                session = caught(operator.executor.open(&operator.context, &operator.shape), &operator.context) => session,
+                () = self.cancel.cancelled() => return Ok(false),
+            },
         };
         let (result, opened) = match session {
             Err(failure) => (Err(failure.sent(Sent::Never)), false),
@@ -200,7 +203,8 @@ impl Settler<'_> {
             Err(failure) => {
                 let stops = failure.code() == FailureCode::Setup
                     || (failure.code() == FailureCode::Internal && failure.how_far() == Sent::Never);
-                if !stops && !(failure.code() == FailureCode::Cancelled && self.cancel.is_cancelled()) {
+                let cancelled = failure.code() == FailureCode::Cancelled && self.cancel.is_cancelled();
+                if !stops && !cancelled {
                     self.failed_whole(work, failure, log, opened)?;
                     return Ok(true);
                 }

@@ -51,6 +51,7 @@ struct Queue {
 
 impl EffectWriter {
     /// A writer with its task.
+    #[expect(clippy::disallowed_methods, reason = "the task writes what is left and ends when the writer is dropped")]
     pub fn start(store: Arc<dyn RunStore>, fence: Fence) -> Arc<Self> {
         let shared =
             Arc::new(Shared { store, fence, queue: Mutex::default(), wake: Notify::new(), written: Notify::new() });
