@@ -9,27 +9,22 @@
 //!  3 |                          the step was told to drop it
 //! ```
 //!
-//! Records are gathered and written together, at most [`FLUSH`] apart: that is the window in which a crash loses
+//! Records are gathered and written together, at most [`FLUSH`](crate::writer::FLUSH) apart: that is the window in which a crash loses
 //! results of calls that were made. The intent of a `once` call is on disk before the call is sent.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use arrow::array::RecordBatch;
+use arrow::array::{RecordBatch, RecordBatchOptions};
+use arrow::compute::cast;
 use arrow::datatypes::SchemaRef;
-use arrow::row::{RowConverter, SortField};
+use arrow::row::{RowConverter, Rows, SortField};
 use bytes::Bytes;
-use parking_lot::Mutex;
 use rowmill_step::{Failure, FailureCode, Redactor, Sent};
-use rowmill_store::{ChunkId, Effect, EffectBatch, EffectKind, EffectRecord, Fence, RunStore};
+use rowmill_store::{ChunkId, Effect, EffectKind, EffectRecord};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, oneshot};
 
-/// How long results wait for company before they are written.
-pub(crate) const FLUSH: Duration = Duration::from_millis(100);
-/// Bytes that are written at once without waiting.
-const FLUSH_BYTES: usize = 8 << 20;
+use crate::writer::EffectWriter;
 
 /// What the log holds of one item.
 #[derive(Debug, Clone)]
@@ -38,153 +33,6 @@ pub enum Replay {
     Result(Bytes),
     /// A `once` call was announced, and nobody knows what became of it.
     Intent,
-}
-
-/// Writes the records of all chunks of a run to its store, many at a time.
-#[derive(Debug)]
-pub struct EffectWriter {
-    store: Arc<dyn RunStore>,
-    fence: Fence,
-    queue: Mutex<Queue>,
-    wake: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Queue {
-    records: Vec<EffectRecord>,
-    bytes: usize,
-    /// Those who wait until everything up to here is on disk.
-    waiters: Vec<oneshot::Sender<Result<(), Failure>>>,
-    /// Why nothing is written any more.
-    broken: Option<Failure>,
-    closed: bool,
-}
-
-impl EffectWriter {
-    /// A writer with its task. The task ends when the writer is closed or dropped.
-    pub fn start(store: Arc<dyn RunStore>, fence: Fence) -> Arc<Self> {
-        let writer = Arc::new(Self { store, fence, queue: Mutex::default(), wake: Notify::new() });
-        tokio::spawn(Self::work(Arc::clone(&writer)));
-        writer
-    }
-
-    /// Writes what is left and ends the task.
-    ///
-    /// # Errors
-    /// When the store does not take it.
-    pub async fn close(&self) -> Result<(), Failure> {
-        let result = self.flush().await;
-        self.queue.lock().closed = true;
-        self.wake.notify_one();
-        result
-    }
-
-    /// Waits until everything that was recorded is on disk.
-    ///
-    /// # Errors
-    /// When the store does not take it.
-    pub async fn flush(&self) -> Result<(), Failure> {
-        self.write(Vec::new()).await
-    }
-
-    /// Adds records and waits until they are on disk.
-    async fn write(&self, records: Vec<EffectRecord>) -> Result<(), Failure> {
-        let done = {
-            let mut queue = self.queue.lock();
-            if let Some(broken) = &queue.broken {
-                return Err(broken.clone());
-            }
-            let (sender, done) = oneshot::channel();
-            queue.add(records);
-            queue.waiters.push(sender);
-            done
-        };
-        self.wake.notify_one();
-        match done.await {
-            Ok(result) => result,
-            Err(_closed) => Err(Failure::fixed(FailureCode::Cancelled, "the effect log was closed").sent(Sent::Never)),
-        }
-    }
-
-    /// Adds records that are written within [`FLUSH`].
-    fn record(&self, records: Vec<EffectRecord>) -> Result<(), Failure> {
-        let mut queue = self.queue.lock();
-        if let Some(broken) = &queue.broken {
-            return Err(broken.clone());
-        }
-        let first = queue.records.is_empty();
-        queue.add(records);
-        let full = queue.bytes >= FLUSH_BYTES;
-        drop(queue);
-        if first || full {
-            self.wake.notify_one();
-        }
-        Ok(())
-    }
-
-    async fn work(self: Arc<Self>) {
-        loop {
-            self.wake.notified().await;
-            // Results may wait for company; whoever waits for a record may not.
-            let hurry = {
-                let queue = self.queue.lock();
-                !queue.waiters.is_empty() || queue.bytes >= FLUSH_BYTES || queue.closed
-            };
-            if !hurry {
-                tokio::select! {
-                    () = tokio::time::sleep(FLUSH) => {}
-                    () = self.wake.notified() => {}
-                }
-            }
-            let (records, waiters, closed) = {
-                let mut queue = self.queue.lock();
-                queue.bytes = 0;
-                (std::mem::take(&mut queue.records), std::mem::take(&mut queue.waiters), queue.closed)
-            };
-            let result = self.append(records).await;
-            if let Err(failure) = &result {
-                self.queue.lock().broken = Some(failure.clone());
-            }
-            for waiter in waiters {
-                let _ = waiter.send(result.clone());
-            }
-            if closed {
-                return;
-            }
-        }
-    }
-
-    /// One flush, repeated with the same identity while the store says that another try can help.
-    async fn append(&self, records: Vec<EffectRecord>) -> Result<(), Failure> {
-        if records.is_empty() {
-            return Ok(());
-        }
-        let batch = EffectBatch::new(records);
-        let mut wait = Duration::from_millis(50);
-        let started = tokio::time::Instant::now();
-        loop {
-            match self.store.append_effects(&self.fence, &batch).await {
-                Ok(_appended) => return Ok(()),
-                Err(error) if error.is_retryable() && started.elapsed() < Duration::from_secs(60) => {
-                    tracing::warn!("the effect log could not be written and is tried again: {error}");
-                    tokio::time::sleep(wait).await;
-                    wait = (wait * 2).min(Duration::from_secs(2));
-                }
-                Err(error) => {
-                    let message = format!("the effect log cannot be written: {error}");
-                    // The store's errors never hold secrets.
-                    return Err(Failure::new(FailureCode::Setup, message, &Redactor::new()).sent(Sent::Never));
-                }
-            }
-        }
-    }
-}
-
-impl Queue {
-    fn add(&mut self, records: Vec<EffectRecord>) {
-        self.bytes += records.iter().map(|record| record.bytes.len() + 32).sum::<usize>();
-        self.records.extend(records);
-    }
 }
 
 /// The effect log of one chunk's attempt.
@@ -218,7 +66,7 @@ impl ChunkLog {
     /// # Errors
     /// When the store cannot be read.
     pub async fn open(writer: &Arc<EffectWriter>, chunk: ChunkId) -> Result<Self, rowmill_store::Error> {
-        let effects = writer.store.effects(writer.fence.run, chunk).await?;
+        let effects = writer.effects(chunk).await?;
         let mut earlier = HashMap::new();
         for (key, effect) in effects.by_key {
             let replay = match effect {
@@ -238,6 +86,11 @@ impl ChunkLog {
     /// What an earlier attempt left of an item.
     pub(crate) fn earlier(&self, key: &[u8; 16]) -> Option<&Replay> {
         self.earlier.get(key)
+    }
+
+    /// Waits while the store does not keep up.
+    pub(crate) async fn room(&self) {
+        self.writer.room().await;
     }
 
     fn records(&self, kind: EffectKind, items: impl IntoIterator<Item = ([u8; 16], Bytes)>) -> Vec<EffectRecord> {
@@ -277,17 +130,31 @@ impl RowCodec {
         Ok(Self { schema: Arc::clone(schema), converter })
     }
 
-    /// Each row as bytes.
-    pub(crate) fn encode(&self, batch: &RecordBatch) -> Result<arrow::row::Rows, Failure> {
-        self.converter.convert_columns(batch.columns()).map_err(internal)
+    /// Each row as bytes; `None` where there are no columns, and so nothing to keep of a row.
+    pub(crate) fn encode(&self, batch: &RecordBatch) -> Result<Option<Rows>, Failure> {
+        match batch.num_columns() {
+            0 => Ok(None),
+            _ => self.converter.convert_columns(batch.columns()).map(Some).map_err(internal),
+        }
     }
 
     /// Rows out of bytes that [`RowCodec::encode`] made.
     pub(crate) fn decode(&self, rows: &[Bytes]) -> Result<RecordBatch, Failure> {
         let parser = self.converter.parser();
-        let columns =
-            self.converter.convert_rows(rows.iter().map(|row| parser.parse(row.as_ref()))).map_err(internal)?;
-        RecordBatch::try_new(Arc::clone(&self.schema), columns).map_err(internal)
+        let mut columns = match self.schema.fields().is_empty() {
+            true => Vec::new(),
+            false => {
+                self.converter.convert_rows(rows.iter().map(|row| parser.parse(row.as_ref()))).map_err(internal)?
+            }
+        };
+        // Dictionaries come back as their values.
+        for (column, field) in columns.iter_mut().zip(self.schema.fields()) {
+            if column.data_type() != field.data_type() {
+                *column = cast(column, field.data_type()).map_err(internal)?;
+            }
+        }
+        let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
+        RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options).map_err(internal)
     }
 }
 

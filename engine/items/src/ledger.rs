@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, RecordBatch, StringArray, StringBuilder, StructArray, UInt16Array, UInt32Array, UInt64Array,
+    ArrayRef, AsArray as _, RecordBatch, StringArray, StringBuilder, StructArray, UInt16Array, UInt32Array, UInt64Array,
 };
 use arrow::compute::take_record_batch;
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
@@ -68,6 +68,7 @@ struct State {
     rows: u64,
     samples: Vec<LedgerSample>,
     file: Option<FileWriter<BufWriter<File>>>,
+    finished: bool,
 }
 
 impl std::fmt::Debug for State {
@@ -134,6 +135,9 @@ impl Ledger {
     pub(crate) fn record(&self, input: &RecordBatch, ids: &ItemIds, losses: &[Loss]) -> Result<(), LedgerError> {
         let batch = self.batch(input, ids, losses).map_err(|error| self.error(&error))?;
         let mut state = self.state.lock();
+        if state.finished {
+            return Err(LedgerError { path: self.path.clone(), message: "it was finished before".to_owned() });
+        }
         for loss in losses.iter().take(SAMPLES.saturating_sub(state.samples.len())) {
             state.samples.push(LedgerSample {
                 item: ids.get(loss.row as usize).to_string(),
@@ -156,11 +160,10 @@ impl Ledger {
 
     fn batch(&self, input: &RecordBatch, ids: &ItemIds, losses: &[Loss]) -> Result<RecordBatch, ArrowError> {
         let rows = UInt32Array::from_iter_values(losses.iter().map(|loss| loss.row));
-        let picked = take_record_batch(input, &rows)?;
+        let picked: Vec<ArrayRef> =
+            take_record_batch(input, &rows)?.columns().iter().map(|column| compact(column)).collect();
         let item = match self.schema.field(8).data_type() {
-            DataType::Struct(fields) if !fields.is_empty() => {
-                StructArray::try_new(fields.clone(), picked.columns().to_vec(), None)?
-            }
+            DataType::Struct(fields) if !fields.is_empty() => StructArray::try_new(fields.clone(), picked, None)?,
             _ => StructArray::new_empty_fields(losses.len(), None),
         };
         let places: Vec<_> = losses.iter().map(|loss| ids.get(loss.row as usize)).collect();
@@ -204,7 +207,11 @@ impl Ledger {
     pub fn finish(&self) -> Result<Option<PathBuf>, LedgerError> {
         let mut state = self.state.lock();
         if state.rows == 0 {
+            state.finished = true;
             return Ok(None);
+        }
+        if state.finished {
+            return Ok(Some(self.path.clone()));
         }
         let mut write = || -> Result<(), ArrowError> {
             self.spill(&mut state)?;
@@ -213,15 +220,29 @@ impl Ledger {
                 let buffered = file.into_inner()?;
                 let file = buffered.into_inner().map_err(|error| ArrowError::from(error.into_error()))?;
                 file.sync_all()?;
+                // The name is not durable before its folder is.
+                if let Some(folder) = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+                    File::open(folder)?.sync_all()?;
+                }
             }
             Ok(())
         };
         write().map_err(|error| self.error(&error))?;
+        state.finished = true;
         Ok(Some(self.path.clone()))
     }
 
     fn error(&self, error: &ArrowError) -> LedgerError {
         LedgerError { path: self.path.clone(), message: error.to_string() }
+    }
+}
+
+/// Rows of view columns without the buffers of all the rows that they were taken from.
+fn compact(column: &ArrayRef) -> ArrayRef {
+    match column.data_type() {
+        DataType::Utf8View => Arc::new(column.as_string_view().gc()),
+        DataType::BinaryView => Arc::new(column.as_binary_view().gc()),
+        _ => Arc::clone(column),
     }
 }
 

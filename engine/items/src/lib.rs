@@ -18,19 +18,26 @@
 
 mod driver;
 mod effects;
+mod intake;
 mod ledger;
 mod operator;
+mod outcomes;
 mod policy;
+mod replay;
+mod replies;
 mod sessions;
 mod settle;
+mod size;
 mod tally;
 mod unit;
+mod writer;
 
 #[cfg(test)]
 mod tests;
 
-pub use effects::{ChunkLog, EffectWriter, Replay};
+pub use effects::{ChunkLog, Replay};
 pub use ledger::{Ledger, LedgerError, LedgerSample, details_of, item_fields, ledger_schema, read_ledger};
 pub use operator::{BoxError, ItemStream, OperatorParts, Scope, StepOperator, StepStopped, StopReason};
 pub use policy::{Order, StepPolicy};
 pub use tally::{Tally, TallySnapshot};
+pub use writer::EffectWriter;

@@ -1,5 +1,6 @@
 //! The operator of one step: what its partitions share.
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -11,11 +12,12 @@ use futures::Stream;
 use futures::stream::BoxStream;
 use rowmill_limits::{Admission, ConnectionLimits};
 use rowmill_step::{
-    CallCost, Cardinality, Failure, KeyDeriver, MaxErrors, OnError, Outcome, StepContext, StepExecutor, StepShape,
+    CallCost, Cardinality, Failure, KeyDeriver, MaxErrors, OnError, StepContext, StepExecutor, StepShape,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use crate::driver::Driver;
 use crate::effects::{ChunkLog, RowCodec};
@@ -120,10 +122,11 @@ pub struct StepOperator {
     pub(crate) reads: Vec<usize>,
     pub(crate) output: SchemaRef,
     pub(crate) cancel: CancellationToken,
-    drivers: TaskTracker,
     stopped: OnceLock<StepStopped>,
     codec: OnceLock<Result<RowCodec, Failure>>,
     random: AtomicU64,
+    /// The partitions that are under way.
+    live: TaskTracker,
 }
 
 impl StepOperator {
@@ -132,12 +135,23 @@ impl StepOperator {
     /// # Errors
     /// A sentence, when the parts do not fit together.
     pub fn try_new(parts: OperatorParts) -> Result<Arc<Self>, String> {
-        let OperatorParts { executor, context, shape, input, policy, limits, tally } = parts;
+        let OperatorParts { executor, context, shape, input, policy, mut limits, tally } = parts;
+        // Every step asks them in one order: two that hold one each and wait for the other's would wait for ever.
+        limits.sort_by(|left, right| left.name().cmp(right.name()));
         let mut reads = Vec::new();
         for field in shape.input.fields() {
             let index = input.index_of(field.name()).map_err(|_| {
                 format!("step `{}` reads column `{}`, which its input does not have", context.step, field.name())
             })?;
+            let found = input.field(index).data_type();
+            if found != field.data_type() {
+                return Err(format!(
+                    "step `{}` reads column `{}` as {}, and it comes in as {found}",
+                    context.step,
+                    field.name(),
+                    field.data_type()
+                ));
+            }
             reads.push(index);
         }
         if let OnError::Default(row) = &policy.on_error
@@ -147,15 +161,12 @@ impl StepOperator {
         }
         policy.retry.check()?;
         let output = output_schema(&input, &shape.output)?;
-        let seed = context
-            .step
-            .bytes()
-            .fold(0x9e37_79b9_7f4a_7c15u64, |seed, byte| (seed ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+        // Of this process alone, so that those who failed together do not come back together.
+        let seed = RandomState::new().hash_one(&*context.step);
         Ok(Arc::new(Self {
             keys: Arc::new(context.keys()),
             slots: Slots::new(policy.target.in_flight),
             cancel: context.cancel.child_token(),
-            drivers: TaskTracker::new(),
             executor,
             context,
             shape,
@@ -166,7 +177,8 @@ impl StepOperator {
             output,
             stopped: OnceLock::new(),
             codec: OnceLock::new(),
-            random: AtomicU64::new(seed | 1),
+            random: AtomicU64::new(seed),
+            live: TaskTracker::new(),
         }))
     }
 
@@ -196,20 +208,27 @@ impl StepOperator {
     }
 
     /// Drives one partition, or one chunk, on a task of its own.
+    #[expect(clippy::disallowed_methods, reason = "the task ends soon after its stream is dropped, and is waited for")]
     pub fn run(self: &Arc<Self>, scope: Scope, input: BoxStream<'static, Result<RecordBatch, BoxError>>) -> ItemStream {
         let (sender, receiver) = mpsc::channel(2);
         let cancel = self.cancel.child_token();
         let driver = Driver::new(Arc::clone(self), Arc::new(scope), input, sender, cancel.clone());
-        self.drivers.spawn(driver.run());
+        tokio::spawn(driver.run(self.live.token()).instrument(self.context.span.clone()));
         ItemStream { receiver, cancel, done: false }
     }
 
-    /// Waits for what is under way, then ends the step's sessions. Called when the run of all partitions has ended or
-    /// was cancelled; nothing can be run afterwards.
+    /// Waits until no partition is under way: counts and ledgers are complete then. A partition whose stream was
+    /// dropped ends soon after that; one whose stream is neither dropped nor read may never end.
+    pub async fn ended(&self) {
+        self.live.close();
+        self.live.wait().await;
+    }
+
+    /// Ends the step: cancels what is still under way, waits for it, and ends the sessions.
     pub async fn close(&self) {
-        self.drivers.close();
-        self.drivers.wait().await;
-        for failure in self.slots.close().await {
+        self.cancel.cancel();
+        self.ended().await;
+        for failure in self.slots.close(&self.context).await {
             tracing::warn!(step = %self.context.step, "a session did not end well: {}", failure.message());
         }
     }
@@ -227,7 +246,7 @@ impl StepOperator {
         if let Some(stopped) = self.stopped() {
             return Err(stopped.clone());
         }
-        self.judge_errors("", true);
+        self.judge_errors(None, true);
         self.stopped().map_or(Ok(()), |stopped| Err(stopped.clone()))
     }
 
@@ -245,34 +264,35 @@ impl StepOperator {
         self.cancel.cancel();
     }
 
+    /// Whether calls have to ask before they leave.
+    pub(crate) fn is_limited(&self) -> bool {
+        !self.limits.is_empty()
+    }
+
     /// Waits until the limits of the step's connections let a call go.
-    pub(crate) async fn admit(&self, cost: CallCost) -> Option<Admissions> {
-        if self.limits.is_empty() {
-            return None;
-        }
+    pub(crate) async fn admit(&self, cost: CallCost) -> Admissions {
         let mut admissions = Vec::with_capacity(self.limits.len());
         for limits in &self.limits {
             admissions.push(limits.admit(cost).await);
         }
-        Some(Admissions(admissions))
+        Admissions(admissions)
     }
 
     /// Stops the run when more failed than may.
-    pub(crate) fn judge_errors(&self, last: &str, at_end: bool) {
+    pub(crate) fn judge_errors(&self, last: Option<&Failure>, at_end: bool) {
         let Some(limit) = &self.policy.max_errors else { return };
-        let counts = self.tally.snapshot().outcomes;
-        let skips_are_errors = matches!(self.policy.on_error, OnError::Skip);
-        if limit.exceeded_by(&counts, skips_are_errors, at_end) {
-            let errors = counts
-                .iter()
-                .filter(|(outcome, _)| outcome.is_error() || (skips_are_errors && *outcome == Outcome::Skipped))
-                .map(|(_, items)| items)
-                .sum();
+        let counts = self.tally.snapshot();
+        let (errors, seen) = (counts.errors(), counts.seen());
+        if limit.exceeded(errors, seen, at_end) {
             let limit = match limit {
                 MaxErrors::Count(most) => most.to_string(),
                 MaxErrors::Share { share, .. } => format!("{}%", share * 100.0),
             };
-            self.stop(StopReason::TooMany { errors, items: counts.total(), limit, last: last.to_owned() });
+            let last = match last {
+                Some(failure) => format!("{}: {}", failure.code(), failure.message()),
+                None => "see the ledger".to_owned(),
+            };
+            self.stop(StopReason::TooMany { errors, items: seen, limit, last });
         }
     }
 

@@ -1,10 +1,14 @@
 //! Slots: how many groups of a step are in flight, and the warm session that each slot holds.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
-use rowmill_step::{Failure, StepContext, StepExecutor, StepSession, StepShape, caught};
+use rowmill_step::{Failure, FailureCode, StepContext, StepSession, caught};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// How long a session may take to end.
+const CLOSE_TIME: Duration = Duration::from_secs(10);
 
 /// The slots of a step, shared by its partitions.
 pub(crate) struct Slots {
@@ -45,13 +49,16 @@ impl Slots {
     }
 
     /// Ends all idle sessions in good order.
-    pub(crate) async fn close(&self) -> Vec<Failure> {
+    pub(crate) async fn close(&self, context: &StepContext) -> Vec<Failure> {
         let idle = std::mem::take(&mut *self.idle.lock());
-        let mut failures = Vec::new();
-        for session in idle {
-            failures.extend(session.close().await.err());
-        }
-        failures
+        let closing = idle.into_iter().map(|session| async {
+            let closed = tokio::time::timeout(CLOSE_TIME, caught(session.close(), context));
+            match closed.await {
+                Ok(result) => result.err(),
+                Err(_late) => Some(Failure::fixed(FailureCode::Timeout, "it did not end in time and was dropped")),
+            }
+        });
+        futures::future::join_all(closing).await.into_iter().flatten().collect()
     }
 }
 
@@ -68,30 +75,15 @@ impl std::fmt::Debug for Slot {
 }
 
 impl Slot {
-    /// The slot's session: an idle one, or a new one.
-    pub(crate) async fn session(
-        &mut self,
-        executor: &dyn StepExecutor,
-        context: &StepContext,
-        shape: &StepShape,
-    ) -> Result<&mut dyn StepSession, Failure> {
-        if self.session.is_none() {
-            let idle = self.idle.lock().pop();
-            let session = match idle {
-                Some(session) => session,
-                None => caught(executor.open(context, shape), context).await?,
-            };
-            self.session = Some(session);
-        }
-        match &mut self.session {
-            Some(session) => Ok(session.as_mut()),
-            None => Err(Failure::fixed(rowmill_step::FailureCode::Internal, "a slot lost its session")),
-        }
+    /// Takes a session that is open: the slot's own, or an idle one. It is given back with [`Slot::keep`]; one that is
+    /// dropped in the middle of an attempt is not used again.
+    pub(crate) fn warm(&mut self) -> Option<Box<dyn StepSession>> {
+        self.session.take().or_else(|| self.idle.lock().pop())
     }
 
-    /// Drops a session that must not be used again.
-    pub(crate) fn discard(&mut self) {
-        self.session = None;
+    /// Gives back a session that may be used again.
+    pub(crate) fn keep(&mut self, session: Box<dyn StepSession>) {
+        self.session = Some(session);
     }
 }
 

@@ -13,6 +13,7 @@ pub struct Tally {
     whole: Option<Arc<Tally>>,
     items: AtomicU64,
     outcomes: [AtomicU64; 8],
+    dropped: AtomicU64,
     attempts: AtomicU64,
     retries: AtomicU64,
     calls: AtomicU64,
@@ -31,6 +32,9 @@ pub struct TallySnapshot {
     pub items: u64,
     /// What became of them.
     pub outcomes: OutcomeCounts,
+    /// Items among the skipped that the step was told to drop: nothing went wrong with them.
+    #[serde(default)]
+    pub dropped: u64,
     /// Attempts, of groups.
     pub attempts: u64,
     /// Attempts after the first.
@@ -57,15 +61,22 @@ impl TallySnapshot {
         self.items == self.outcomes.total()
     }
 
-    /// Items that failed in one way or another.
+    /// Items that failed in one way or another, those included that were skipped because they failed.
     pub fn errors(&self) -> u64 {
-        self.outcomes.iter().filter(|(outcome, _)| outcome.is_error()).map(|(_, items)| items).sum()
+        let named: u64 = self.outcomes.iter().filter(|(outcome, _)| outcome.is_error()).map(|(_, items)| items).sum();
+        named + self.outcomes.get(Outcome::Skipped).saturating_sub(self.dropped)
+    }
+
+    /// Items that have come to an end at the step: all that came in but those that were not run.
+    pub fn seen(&self) -> u64 {
+        self.outcomes.total() - self.outcomes.get(Outcome::NotRun)
     }
 
     /// Adds another step's, or another chunk's, counts.
     pub fn merge(&mut self, other: &Self) {
         self.items += other.items;
         self.outcomes.merge(&other.outcomes);
+        self.dropped += other.dropped;
         self.attempts += other.attempts;
         self.retries += other.retries;
         self.calls += other.calls;
@@ -85,9 +96,14 @@ impl Tally {
     }
 
     fn add(&self, items: u64, count: impl Fn(&Self) -> &AtomicU64) {
+        if items == 0 {
+            return;
+        }
         count(self).fetch_add(items, Relaxed);
-        if let Some(whole) = &self.whole {
+        let mut part = self;
+        while let Some(whole) = &part.whole {
             count(whole).fetch_add(items, Relaxed);
+            part = whole;
         }
     }
 
@@ -97,6 +113,7 @@ impl Tally {
         for (outcome, items) in other.outcomes.iter() {
             self.settled(outcome, items);
         }
+        self.add(other.dropped, |tally| &tally.dropped);
         self.add(other.attempts, |tally| &tally.attempts);
         self.add(other.retries, |tally| &tally.retries);
         self.add(other.calls, |tally| &tally.calls);
@@ -115,6 +132,7 @@ impl Tally {
         TallySnapshot {
             items: self.items.load(Relaxed),
             outcomes,
+            dropped: self.dropped.load(Relaxed),
             attempts: self.attempts.load(Relaxed),
             retries: self.retries.load(Relaxed),
             calls: self.calls.load(Relaxed),
@@ -134,9 +152,13 @@ impl Tally {
 
     /// Counts what became of items.
     pub fn settled(&self, outcome: Outcome, items: u64) {
-        if items > 0 {
-            self.add(items, |tally| &tally.outcomes[usize::from(outcome.code())]);
-        }
+        self.add(items, |tally| &tally.outcomes[usize::from(outcome.code())]);
+    }
+
+    /// Counts an item that the step was told to drop.
+    pub(crate) fn dropped(&self) {
+        self.settled(Outcome::Skipped, 1);
+        self.add(1, |tally| &tally.dropped);
     }
 
     /// Counts items whose result was found in the effect log.
@@ -159,7 +181,11 @@ impl Tally {
     }
 
     fn live(&self) -> &Self {
-        self.whole.as_deref().unwrap_or(self)
+        let mut part = self;
+        while let Some(whole) = &part.whole {
+            part = whole;
+        }
+        part
     }
 
     pub(crate) fn flying(&self) -> Gauge<'_> {

@@ -9,6 +9,8 @@ use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 use rowmill_step::{Failure, ItemIds, Outcome, Reservation};
 
+use crate::size::batch_bytes;
+
 /// Rows of a unit, ascending.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Rows {
@@ -78,6 +80,7 @@ pub(crate) struct Unit {
     /// The columns that the step reads.
     pub(crate) read: RecordBatch,
     pub(crate) ids: ItemIds,
+    /// Bytes of the input, and of the step's columns as they come in.
     pub(crate) bytes: usize,
     pub(crate) unsettled: usize,
     /// Rows that are to be sent, and how many of them are on their way.
@@ -85,10 +88,17 @@ pub(crate) struct Unit {
     pub(crate) started: usize,
     /// Rows of a group.
     pub(crate) group_rows: usize,
+    /// Where groups end, where their bytes decide it.
+    pub(crate) group_ends: Option<Vec<u32>>,
     pub(crate) pieces: Vec<Piece>,
     pub(crate) losses: Vec<Loss>,
-    pub(crate) _memory: Option<Reservation>,
+    pub(crate) memory: Option<Reservation>,
 }
+
+/// What a piece costs beside its rows.
+const PIECE_OVERHEAD: usize = 256;
+/// Bytes of output that gather before they are reserved.
+const RESERVE_STEP: usize = 64 << 10;
 
 impl Unit {
     pub(crate) fn is_settled(&self) -> bool {
@@ -102,7 +112,14 @@ impl Unit {
             return None;
         }
         // Groups end at the same rows whatever is left to do, so that a request repeated after a crash is the same one.
-        let end = (self.todo.at(self.started) as usize / self.group_rows + 1) * self.group_rows;
+        let first = self.todo.at(self.started) as usize;
+        let end = match &self.group_ends {
+            None => (first / self.group_rows + 1).saturating_mul(self.group_rows),
+            Some(ends) => {
+                let next = ends.partition_point(|end| *end as usize <= first);
+                ends.get(next).map_or(self.input.num_rows(), |end| *end as usize)
+            }
+        };
         let length = match &self.todo {
             Rows::Range(range) => range.len().min(end - range.start as usize) - self.started,
             Rows::List(list) => list[self.started..].partition_point(|row| (*row as usize) < end),
@@ -111,6 +128,20 @@ impl Unit {
         let rows = self.todo.slice(self.started, length);
         self.started += length;
         Some(rows)
+    }
+
+    /// Adds output to the unit; returns its bytes.
+    pub(crate) fn add(&mut self, pieces: Vec<Piece>) -> usize {
+        let bytes = pieces.iter().map(|piece| batch_bytes(&piece.output) + PIECE_OVERHEAD).sum();
+        self.bytes += bytes;
+        if let Some(memory) = &mut self.memory
+            && self.bytes >= memory.bytes() + RESERVE_STEP
+        {
+            // What has come is held whether there is room or not; then no new units begin.
+            let _full = memory.grow(self.bytes - memory.bytes());
+        }
+        self.pieces.extend(pieces);
+        bytes
     }
 
     /// The columns that the step reads, of some rows.
@@ -136,6 +167,9 @@ impl Unit {
         pieces.sort_by_key(|piece| piece.sources.at(0));
         let rows = self.input.num_rows();
         let inputs = self.input.num_columns();
+        if pieces.is_empty() {
+            return Ok(RecordBatch::new_empty(Arc::clone(schema)));
+        }
         let options = RecordBatchOptions::new();
         if covers(&pieces, rows) {
             let mut columns: Vec<ArrayRef> = self.input.columns().to_vec();
@@ -160,10 +194,6 @@ impl Unit {
         let picks: Vec<(usize, usize)> = places.iter().map(|(_, piece, row)| (*piece, *row)).collect();
         let mut columns: Vec<ArrayRef> = take_record_batch(&self.input, &sources)?.columns().to_vec();
         for column in 0..schema.fields().len() - inputs {
-            if pieces.is_empty() {
-                columns.push(arrow::array::new_empty_array(schema.field(inputs + column).data_type()));
-                continue;
-            }
             let parts: Vec<_> = pieces.iter().map(|piece| piece.output.column(column).as_ref()).collect();
             columns.push(interleave(&parts, &picks)?);
         }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use datafusion::common::runtime::SpawnedTask;
 use parking_lot::Mutex;
 use rowmill_store::{Error, Fence, RunStore};
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// How a lease stood when the work ended.
@@ -24,25 +24,19 @@ pub(super) struct Lease {
     /// Cancelled when the caller's token is, when the run is to be cancelled, or when the lease is lost.
     pub(super) cancel: CancellationToken,
     ended: Arc<Mutex<Ended>>,
-    task: JoinHandle<()>,
+    _task: SpawnedTask<()>,
 }
 
 impl Lease {
     pub(super) fn keep(store: Arc<dyn RunStore>, fence: Fence, ttl: Duration, cancel: &CancellationToken) -> Self {
         let cancel = cancel.child_token();
         let ended = Arc::new(Mutex::new(Ended::Held));
-        let task = tokio::spawn(renew(store, fence, ttl, cancel.clone(), Arc::clone(&ended)));
-        Lease { cancel, ended, task }
+        let task = SpawnedTask::spawn(renew(store, fence, ttl, cancel.clone(), Arc::clone(&ended)));
+        Lease { cancel, ended, _task: task }
     }
 
     pub(super) fn end(self) -> Ended {
         *self.ended.lock()
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
+use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::{DataFusionError, Result};
 use datafusion::execution::TaskContext;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream_partitioned};
@@ -352,8 +353,8 @@ impl Work<'_> {
         let partitions = execute_stream_partitioned(plan, context)?.into_iter().enumerate().map(|(at, rows)| {
             let folder = folder.clone();
             let name = move |chunk| folder.join(format!("{at:04}-{chunk:06}-{token}.arrow"));
-            let task = tokio::spawn(write_chunks(rows, chunk_rows, name));
-            async move { task.await.map_err(|error| DataFusionError::ExecutionJoin(Box::new(error)))? }
+            let task = SpawnedTask::spawn(write_chunks(rows, chunk_rows, name));
+            async move { task.join().await.map_err(|error| DataFusionError::ExecutionJoin(Box::new(error)))? }
         });
         Ok(try_join_all(partitions).await?.into_iter().flatten().collect())
     }
