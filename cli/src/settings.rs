@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rowmill::spec::config::{self, Color, Config, OutputFormat, Progress, Secret};
 use rowmill::spec::{Diagnostic, Diagnostics, Fault};
-use rowmill::{SessionOptions, StoreOptions, read_text};
+use rowmill::{CacheOptions, SessionOptions, StoreOptions, read_text};
 
 use crate::args::{Arguments, Command};
 
@@ -121,6 +121,12 @@ impl Settings {
             max_temp_bytes: execution.max_temp_bytes,
             stores: self.store_options()?,
             connections: self.config.connections.values().cloned().collect(),
+            cache: CacheOptions {
+                folder: self.config.cache.dir.clone().unwrap_or_else(|| self.config.state.dir.join("cache")),
+                memory_bytes: self.config.cache.memory_bytes,
+                disk_bytes: self.config.cache.disk_bytes,
+                ..CacheOptions::default()
+            },
             ..SessionOptions::default()
         })
     }

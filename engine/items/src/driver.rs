@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use crate::cached::{StepCache, settle_followers};
 use crate::intake::Intake;
 use crate::operator::{BoxError, Scope, StepOperator, StepStopped, StopReason};
 use crate::outcomes::{note, write_losses};
@@ -257,6 +258,8 @@ impl Driver {
             read,
             pieces: Vec::new(),
             losses: Vec::new(),
+            keys: None,
+            followers: Vec::new(),
             memory,
         };
         self.next_unit += 1;
@@ -267,9 +270,32 @@ impl Driver {
             self.scope.tally.replayed((settled.ok + settled.losses.len()) as u64);
             self.held_bytes += note(&operator, &self.scope, &self.cancel, &mut unit, settled);
         }
+        if let Some(cache) = &operator.cache {
+            self.probe(cache, &mut unit);
+        }
         self.todo += unit.todo.len();
         self.window.push_back(unit);
         self.hand_on();
+    }
+
+    /// Begins to look a unit's rows up; nothing of it is sent before that is over.
+    fn probe(&mut self, cache: &StepCache, unit: &mut Unit) {
+        let keys = match cache.keys(&unit.input) {
+            Ok(keys) => Arc::new(keys),
+            Err(error) => {
+                let failure = Failure::new(FailureCode::Setup, error.to_string(), &Redactor::new());
+                return self.operator.stop(StopReason::Fatal { failure: failure.sent(Sent::Never) });
+            }
+        };
+        let todo: Vec<u32> = unit.todo.iter().collect();
+        unit.todo = Rows::List(Vec::new());
+        unit.keys = Some(Arc::clone(&keys));
+        let probe = cache.clone().probe(unit.number, todo, keys, Arc::clone(&self.operator.shape.output));
+        let probed = async move {
+            let probed = probe.await;
+            Settled { left: Some((probed.todo, probed.followers)), ..probed.settled }
+        };
+        self.running.push(probed.boxed());
     }
 
     fn broken(&mut self, rows: usize, message: &str) {
@@ -316,12 +342,45 @@ impl Driver {
     }
 
     /// Notes what became of a group, and hands on what is complete.
-    fn apply(&mut self, settled: Settled) {
+    fn apply(&mut self, mut settled: Settled) {
         let at = self.window.partition_point(|unit| unit.number < settled.unit);
-        let Some(unit) = self.window.get_mut(at) else { return };
+        let Some(unit) = self.window.get_mut(at).filter(|unit| unit.number == settled.unit) else { return };
+        if let Some((todo, followers)) = settled.left.take() {
+            self.todo += todo.len();
+            self.starting = self.starting.min(unit.number);
+            unit.todo = Rows::List(todo);
+            unit.followers = followers;
+        }
         self.held_bytes += note(&self.operator, &self.scope, &self.cancel, unit, settled);
+        match settle_followers(unit) {
+            Ok(Some(settled)) => {
+                self.held_bytes += note(&self.operator, &self.scope, &self.cancel, unit, settled);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                let failure = Failure::new(FailureCode::Internal, error.to_string(), &Redactor::new());
+                self.operator.stop(StopReason::Fatal { failure: failure.sent(Sent::Answered) });
+            }
+        }
         if unit.is_settled() {
             self.hand_on();
+        }
+    }
+
+    /// Begins to store a complete unit's results.
+    fn store(&mut self, unit: &Unit) {
+        let Some(cache) = &self.operator.cache else { return };
+        match cache.to_store(unit, self.operator.cardinality()) {
+            Ok(Some(store)) => self.running.push(
+                async move {
+                    store.store().await;
+                    // No unit has this number.
+                    Settled { unit: u64::MAX, ..Settled::default() }
+                }
+                .boxed(),
+            ),
+            Ok(None) => {}
+            Err(error) => tracing::warn!("results cannot be put into the cache: {error}"),
         }
     }
 
@@ -339,6 +398,7 @@ impl Driver {
                 }
             }
             let Some(mut unit) = self.window.remove(at) else { return };
+            self.store(&unit);
             write_losses(&self.operator, &self.scope, &mut unit);
             match unit.assemble(&self.operator.output) {
                 Ok(output) if output.num_rows() > 0 => {

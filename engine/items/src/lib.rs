@@ -16,6 +16,7 @@
 //!
 //! This crate knows neither plans nor DataFusion, and no step kind.
 
+mod cached;
 mod driver;
 mod effects;
 mod intake;
@@ -35,6 +36,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use cached::StepCache;
 pub use effects::{ChunkLog, Replay};
 pub use ledger::{Ledger, LedgerError, LedgerSample, details_of, item_fields, ledger_schema, read_ledger};
 pub use operator::{BoxError, ItemStream, OperatorParts, Scope, StepOperator, StepStopped, StopReason};

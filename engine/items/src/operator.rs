@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
+use crate::cached::StepCache;
 use crate::driver::Driver;
 use crate::effects::{ChunkLog, RowCodec};
 use crate::ledger::Ledger;
@@ -90,6 +91,8 @@ pub struct OperatorParts {
     pub policy: StepPolicy,
     /// Limits of the connections that it uses.
     pub limits: Vec<ConnectionLimits>,
+    /// Where its results are kept, if they are.
+    pub cache: Option<StepCache>,
     /// The counts of the whole step.
     pub tally: Arc<Tally>,
 }
@@ -115,6 +118,7 @@ pub struct StepOperator {
     pub(crate) shape: StepShape,
     pub(crate) policy: StepPolicy,
     limits: Vec<ConnectionLimits>,
+    pub(crate) cache: Option<StepCache>,
     tally: Arc<Tally>,
     pub(crate) keys: Arc<KeyDeriver>,
     pub(crate) slots: Slots,
@@ -135,7 +139,7 @@ impl StepOperator {
     /// # Errors
     /// A sentence, when the parts do not fit together.
     pub fn try_new(parts: OperatorParts) -> Result<Arc<Self>, String> {
-        let OperatorParts { executor, context, shape, input, policy, mut limits, tally } = parts;
+        let OperatorParts { executor, context, shape, input, policy, mut limits, cache, tally } = parts;
         // Every step asks them in one order: two that hold one each and wait for the other's would wait for ever.
         limits.sort_by(|left, right| left.name().cmp(right.name()));
         let mut reads = Vec::new();
@@ -172,6 +176,7 @@ impl StepOperator {
             shape,
             policy,
             limits,
+            cache,
             tally,
             reads,
             output,

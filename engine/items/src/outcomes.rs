@@ -5,6 +5,7 @@ use arrow::compute::take_record_batch;
 use rowmill_step::{Failure, FailureCode, OnError, Outcome, Redactor, Sent};
 use tokio_util::sync::CancellationToken;
 
+use crate::cached::ok_outcome;
 use crate::operator::{Scope, StepOperator, StopReason};
 use crate::settle::Settled;
 use crate::unit::{Piece, Rows, Unit};
@@ -18,7 +19,7 @@ pub(crate) fn note(
     settled: Settled,
 ) -> usize {
     unit.unsettled -= settled.ok + settled.losses.len();
-    scope.tally.settled(Outcome::Ok, settled.ok as u64);
+    scope.tally.settled(ok_outcome(&settled), settled.ok as u64);
     let bytes = unit.add(settled.pieces);
     if settled.losses.is_empty() {
         return bytes;
@@ -58,7 +59,7 @@ pub(crate) fn write_losses(operator: &StepOperator, scope: &Scope, unit: &mut Un
         let rows: Vec<u32> =
             unit.losses.iter().filter(|loss| loss.outcome == Outcome::Defaulted).map(|loss| loss.row).collect();
         match take_record_batch(default, &UInt32Array::from(vec![0; rows.len()])) {
-            Ok(output) => unit.pieces.push(Piece { sources: Rows::List(rows), output }),
+            Ok(output) => unit.pieces.push(Piece { sources: Rows::List(rows), output, fresh: false }),
             Err(error) => stop_for(operator, &error.to_string()),
         }
     }

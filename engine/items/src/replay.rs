@@ -43,7 +43,7 @@ pub(crate) fn replay(operator: &StepOperator, unit: &mut Unit, log: &ChunkLog) -
     }
     if !rows.is_empty() {
         match operator.codec().and_then(|codec| codec.decode(&rows)) {
-            Ok(output) => settled.pieces.push(Piece { sources: Rows::List(sources), output }),
+            Ok(output) => settled.pieces.push(Piece { sources: Rows::List(sources), output, fresh: false }),
             Err(failure) => operator.stop(StopReason::Fatal { failure }),
         }
     }

@@ -34,12 +34,12 @@ impl Settler<'_> {
         let sources = match &reply.source_rows {
             Some(sources) => work.rows.select(sources),
             None if reply.is_all_ok() => {
-                self.settled.pieces.push(Piece { sources: work.rows, output: reply.output });
+                self.settled.pieces.push(Piece { sources: work.rows, output: reply.output, fresh: true });
                 return Ok(());
             }
             None => work.rows.select(&kept(&reply, items)),
         };
-        self.settled.pieces.push(Piece { sources, output: reply.output });
+        self.settled.pieces.push(Piece { sources, output: reply.output, fresh: true });
         for index in &reply.skipped {
             self.settled.losses.push(Loss {
                 row: work.rows.at(*index as usize),

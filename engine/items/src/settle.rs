@@ -30,6 +30,10 @@ pub(crate) struct Settled {
     pub(crate) unit: u64,
     /// Items that are ok, with or without rows.
     pub(crate) ok: usize,
+    /// Whether those are ok without a call of their own.
+    pub(crate) cached: bool,
+    /// What is left to do of a unit that was probed, and who gets what another row gets.
+    pub(crate) left: Option<(Vec<u32>, Vec<(u32, u32)>)>,
     pub(crate) pieces: Vec<Piece>,
     pub(crate) losses: Vec<Loss>,
 }

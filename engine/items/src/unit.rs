@@ -59,6 +59,8 @@ pub(crate) struct Piece {
     pub(crate) sources: Rows,
     /// The step's columns.
     pub(crate) output: RecordBatch,
+    /// Whether a call was made for it just now.
+    pub(crate) fresh: bool,
 }
 
 /// An item that gives no row by itself.
@@ -92,6 +94,10 @@ pub(crate) struct Unit {
     pub(crate) group_ends: Option<Vec<u32>>,
     pub(crate) pieces: Vec<Piece>,
     pub(crate) losses: Vec<Loss>,
+    /// The items' keys, where results are cached.
+    pub(crate) keys: Option<Arc<Vec<rowmill_cache::CacheKey>>>,
+    /// Rows that get what another row gets.
+    pub(crate) followers: Vec<(u32, u32)>,
     pub(crate) memory: Option<Reservation>,
 }
 

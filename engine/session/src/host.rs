@@ -1,12 +1,12 @@
 //! What a session brings to steps that are not SQL: their kinds, connections and limits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use rowmill_engine::calls::Host;
+use rowmill_engine::calls::{CacheOptions, Caches, Host, RedisUrl};
 use rowmill_limits::{BreakerSettings, LimitSettings};
-use rowmill_spec::config::Connection;
-use rowmill_step::{StaticConnections, StepFactory};
+use rowmill_spec::config::{Connection, ConnectionKind};
+use rowmill_step::{SecretRef, StaticConnections, StepFactory};
 
 /// Every step kind that Rowmill has. Another kind is one more line.
 pub fn kinds() -> Vec<Arc<dyn StepFactory>> {
@@ -18,7 +18,7 @@ pub fn kinds() -> Vec<Arc<dyn StepFactory>> {
 }
 
 /// The host for these connections.
-pub(crate) fn host(connections: &[Connection], kinds: &[Arc<dyn StepFactory>]) -> Host {
+pub(crate) fn host(connections: &[Connection], kinds: &[Arc<dyn StepFactory>], cache: &CacheOptions) -> Host {
     let mut known = StaticConnections::default();
     let mut limit_settings = BTreeMap::new();
     for connection in connections {
@@ -28,9 +28,30 @@ pub(crate) fn host(connections: &[Connection], kinds: &[Arc<dyn StepFactory>]) -
     Host {
         kinds: kinds.iter().map(|kind| (kind.kind(), Arc::clone(kind))).collect(),
         connections: Arc::new(known),
+        caches: Caches::new(CacheOptions { redis: redis(connections), ..cache.clone() }),
         limit_settings,
         ..Host::default()
     }
+}
+
+/// The URLs of Redis connections. One whose password is not there is left without it; the server then says so.
+fn redis(connections: &[Connection]) -> HashMap<String, RedisUrl> {
+    let mut urls = HashMap::new();
+    for connection in connections.iter().filter(|connection| connection.kind == ConnectionKind::Redis) {
+        let Some(Ok(mut url)) = connection.options.get("url").and_then(|url| url.as_str()).map(url::Url::parse) else {
+            continue;
+        };
+        let password = connection.options.get("password").cloned();
+        let secret = password.and_then(|password| serde_json::from_value::<SecretRef>(password).ok());
+        if let Some(secret) = secret {
+            match secret.read() {
+                Ok(secret) => drop(url.set_password(Some(secret.expose()))),
+                Err(failure) => tracing::warn!("connection `{}`: {}", connection.name, failure.message()),
+            }
+        }
+        urls.insert(connection.name.clone(), RedisUrl(url.to_string()));
+    }
+    urls
 }
 
 fn limits(connection: &Connection) -> LimitSettings {

@@ -24,6 +24,7 @@ pub mod session;
 pub use host::kinds;
 pub use load::{LoadError, load, load_vars, read_text};
 pub use options::SessionOptions;
+pub use rowmill_engine::calls::CacheOptions;
 pub use rowmill_engine::compile::Inputs;
 pub use rowmill_engine::compile::explain::Explanation;
 pub use rowmill_engine::local::{ItemsReport, Observer, RunError, RunReport, SinkReport, StepReport};

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rowmill_engine::calls::CacheOptions;
 use rowmill_engine::runtime::{BATCH_ROWS, EngineOptions};
 use rowmill_engine::sources::stores::StoreOptions;
 use rowmill_spec::config::Connection;
@@ -25,6 +26,8 @@ pub struct SessionOptions {
     pub stores: StoreOptions,
     /// Connections that steps name.
     pub connections: Vec<Connection>,
+    /// Where results of steps are cached.
+    pub cache: CacheOptions,
     /// Step kinds that the program adds to Rowmill's own; one of the same key takes its place.
     pub kinds: Vec<Arc<dyn StepFactory>>,
 }
@@ -38,7 +41,11 @@ impl From<&SessionOptions> for EngineOptions {
             temp_dir: options.temp_dir.clone(),
             max_temp_bytes: options.max_temp_bytes.unwrap_or(100 << 30),
             stores: options.stores.clone(),
-            host: crate::host::host(&options.connections, &[crate::host::kinds(), options.kinds.clone()].concat()),
+            host: crate::host::host(
+                &options.connections,
+                &[crate::host::kinds(), options.kinds.clone()].concat(),
+                &options.cache,
+            ),
         }
     }
 }

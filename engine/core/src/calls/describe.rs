@@ -1,11 +1,13 @@
 //! Checks a step that is not SQL: its options, its connection, the columns it reads and adds, its policy.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use arrow::datatypes::{Field, Schema, SchemaRef};
-use rowmill_items::Tally;
+use rowmill_cache::Freshness;
+use rowmill_items::{StepCache, StepPolicy, Tally};
 use rowmill_spec::{Diagnostic, Span, Step, Template};
-use rowmill_step::{Failure, FailureCode, NoLimit, StepShape, caught};
+use rowmill_step::{Failure, FailureCode, NoLimit, StepDescription, StepShape, caught};
 use tokio_util::sync::CancellationToken;
 
 use super::policy::policy;
@@ -82,6 +84,7 @@ pub async fn describe(step: &Step, input: &SchemaRef, bound: &Bound, host: &Host
         }
     }
     let policy = policy(step, &description, &adds, &mut errors);
+    let cache = cache(step, input, &description, &policy, host, &mut errors).await;
     match errors.is_empty() {
         true => Ok(Call {
             step: Arc::from(name.as_str()),
@@ -90,10 +93,64 @@ pub async fn describe(step: &Step, input: &SchemaRef, bound: &Bound, host: &Host
             input: Arc::clone(input),
             policy,
             connections: description.connections.clone(),
+            cache,
             tally: Arc::new(Tally::default()),
             executor,
         }),
         false => Err(errors),
+    }
+}
+
+/// The step's cache, if it has one.
+async fn cache(
+    step: &Step,
+    input: &SchemaRef,
+    description: &StepDescription,
+    policy: &StepPolicy,
+    host: &Host,
+    errors: &mut Vec<Diagnostic>,
+) -> Option<(StepCache, Option<Duration>)> {
+    let wanted = step.items.cache.as_ref()?;
+    let name = &step.name.value;
+    if !policy.effects.repeatable() {
+        let report = Diagnostic::error("RM0113", format!("step `{name}` has effects `once`, so it cannot be cached"));
+        errors.push(
+            report
+                .at(wanted.span, "")
+                .help("what is not sent has no effect; if sending again does no harm, say `effects: idempotent`"),
+        );
+        return None;
+    }
+    let mut key = description.reads.clone();
+    if let Some(columns) = &wanted.value.key {
+        for column in columns {
+            if input.index_of(&column.value).is_err() {
+                let report =
+                    Diagnostic::error("RM0304", format!("step `{name}` has no column `{}` to cache by", column.value));
+                let known: Vec<&str> = input.fields().iter().map(|field| field.name().as_str()).collect();
+                errors.push(report.at(column.span, "").help(format!("it has {}", known.join(", "))));
+            }
+        }
+        key = columns.iter().map(|column| column.value.clone()).collect();
+    }
+    let ttl = wanted.value.ttl.as_ref().map(|ttl| ttl.value);
+    match host.caches.of_step(name, &wanted.value).await {
+        Ok(cache) => {
+            let cache = StepCache {
+                cache,
+                tenant: Arc::clone(&host.tenant),
+                fingerprint: description.fingerprint,
+                key,
+                fresh: Freshness::new(SystemTime::now(), ttl),
+                ttl,
+            };
+            Some((cache, ttl))
+        }
+        Err(message) => {
+            let report = Diagnostic::error("RM0412", format!("the cache of step `{name}`: {message}"));
+            errors.push(report.at(wanted.span, "").fault(rowmill_spec::Fault::Environment));
+            None
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! [`CallExec`] whose input was planned apart and whose output is read across an edge, so that it never moves anything
 //! past it.
 
+pub mod caches;
 pub mod describe;
 pub(crate) mod exec;
 mod policy;
@@ -12,17 +13,20 @@ mod policy;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use arrow::datatypes::SchemaRef;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool, MemoryReservation};
 use parking_lot::Mutex;
-use rowmill_items::{Ledger, OperatorParts, StepOperator, StepPolicy, Tally};
+use rowmill_cache::Freshness;
+use rowmill_items::{Ledger, OperatorParts, StepCache, StepOperator, StepPolicy, Tally};
 use rowmill_limits::{LimitRegistry, LimitSettings};
 use rowmill_step::{
     Connections, Redactor, Reserve, SharedClients, StaticConnections, StepContext, StepExecutor, StepFactory, StepShape,
 };
 use tokio_util::sync::CancellationToken;
 
+pub use caches::{CacheOptions, Caches, RedisUrl};
 pub use describe::describe;
 pub use exec::CallExec;
 
@@ -43,6 +47,8 @@ pub struct Host {
     pub redactor: Redactor,
     /// On whose behalf steps run.
     pub tenant: Arc<str>,
+    /// Caches of results.
+    pub caches: Caches,
 }
 
 impl Default for Host {
@@ -56,6 +62,7 @@ impl Default for Host {
             clients: Arc::default(),
             redactor: Redactor::new(),
             tenant: Arc::from("default"),
+            caches: Caches::default(),
         }
     }
 }
@@ -92,6 +99,8 @@ pub struct Call {
     pub policy: StepPolicy,
     /// Connections that it uses.
     pub connections: Vec<Arc<str>>,
+    /// Its cache, and how long an entry lives.
+    pub cache: Option<(StepCache, Option<Duration>)>,
     /// Its counts.
     pub tally: Arc<Tally>,
 }
@@ -109,6 +118,8 @@ pub struct RunScope {
     pub memory: Arc<dyn Reserve>,
     /// What the process offers.
     pub host: Host,
+    /// When the run began: what was cached is judged by it.
+    pub started: SystemTime,
     /// The steps that were planned.
     pub steps: Arc<Mutex<Vec<RunningStep>>>,
 }
@@ -137,6 +148,7 @@ impl RunScope {
             folder,
             memory: Arc::new(PoolReserve::new(pool)),
             host: host.clone(),
+            started: SystemTime::now(),
             steps: Arc::default(),
         }
     }
@@ -160,6 +172,10 @@ impl RunScope {
             input: Arc::clone(input),
             policy: call.policy.clone(),
             limits,
+            cache: call
+                .cache
+                .as_ref()
+                .map(|(cache, ttl)| StepCache { fresh: Freshness::new(self.started, *ttl), ..cache.clone() }),
             tally: Arc::clone(&call.tally),
         })
     }

@@ -179,6 +179,9 @@ fn call_input(compiled: &Compiled, inputs: &Inputs, call: &Call, demand: &Demand
     for field in call.shape.input.fields() {
         kept.insert(call.input.index_of(field.name())?);
     }
+    for name in call.cache.iter().flat_map(|(cache, _)| &cache.key) {
+        kept.insert(call.input.index_of(name)?);
+    }
     // Rows of no columns would have to be counted some other way.
     if kept.is_empty() && !call.input.fields().is_empty() {
         kept.insert(0);

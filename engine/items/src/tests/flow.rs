@@ -191,6 +191,7 @@ async fn parts_that_do_not_fit_are_refused_in_words() {
             input,
             policy,
             limits: vec![],
+            cache: None,
             tally: Arc::default(),
         })
         .unwrap_err()

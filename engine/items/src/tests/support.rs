@@ -212,6 +212,7 @@ pub(super) fn operator_in(step: &Arc<Scripted>, policy: StepPolicy, context: Ste
         input: input_schema(),
         policy,
         limits: Vec::new(),
+        cache: None,
         tally: Arc::default(),
     })
     .unwrap()
