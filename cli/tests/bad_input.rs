@@ -137,23 +137,60 @@ fn workflows_that_attack_the_reader() {
     assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
 }
 
+/// `steps` steps, each over the one before.
+fn chain(steps: usize) -> String {
+    let mut text = String::from("rowmill: 1\nname: many\nsources:\n  s0: {range: {start: 0, end: 10}}\nsteps:\n");
+    for step in 1..=steps {
+        text.push_str(&format!("  s{step}: {{sql: SELECT value + 1 AS value FROM s{}}}\n", step - 1));
+    }
+    text.push_str(&format!("sinks:\n  out: {{from: s{steps}, path: out.csv}}\n"));
+    text
+}
+
+/// `steps` steps over one source, and one that unites them.
+fn fan(steps: usize) -> String {
+    let mut text = String::from("rowmill: 1\nname: many\nsources:\n  s0: {range: {start: 0, end: 10}}\nsteps:\n");
+    for step in 1..=steps {
+        text.push_str(&format!("  s{step}: {{sql: SELECT value + {step} AS value FROM s0}}\n"));
+    }
+    let all: Vec<String> = (1..=steps).map(|step| format!("SELECT value FROM s{step}")).collect();
+    text.push_str(&format!("  all: {{sql: \"{}\"}}\n", all.join(" UNION ALL ")));
+    text.push_str("sinks:\n  out: {from: all, path: out.csv}\n");
+    text
+}
+
 #[test]
 fn many_steps_compile_or_meet_the_documented_limit() {
     let scratch = Scratch::new();
-    let flow = |steps: usize| {
-        let mut text = String::from("rowmill: 1\nname: many\nsources:\n  s0: {range: {start: 0, end: 10}}\nsteps:\n");
-        for step in 1..=steps {
-            text.push_str(&format!("  s{step}: {{sql: SELECT value + 1 AS value FROM s{}}}\n", step - 1));
-        }
-        text.push_str(&format!("sinks:\n  out: {{from: s{steps}, path: out.csv}}\n"));
-        text
-    };
-    scratch.run(&flow(300)).ok();
+    let started = Instant::now();
+    scratch.run(&chain(4_000)).ok();
     let text = std::fs::read_to_string(scratch.path("out.csv")).unwrap();
     let mut values: Vec<i64> = text.lines().skip(1).map(|line| line.parse().unwrap()).collect();
     values.sort_unstable();
-    assert_eq!(values, (300..310).collect::<Vec<_>>());
-    scratch.run(&flow(10_001)).fails(1, &["RM0208"]);
+    assert_eq!(values, (4_000..4_010).collect::<Vec<_>>());
+    scratch.run(&fan(1_000)).ok();
+    assert_eq!(std::fs::read_to_string(scratch.path("out.csv")).unwrap().lines().count(), 10_001);
+    scratch.run(&fan(1_002)).fails(1, &["RM0301", "set operations"]);
+    // Seconds on a quiet machine; were planning quadratic it would be minutes.
+    assert!(started.elapsed() < Duration::from_secs(120), "{:?}", started.elapsed());
+    scratch.run(&chain(10_001)).fails(1, &["RM0208"]);
+}
+
+#[test]
+fn queries_of_any_depth_are_planned_or_refused() {
+    let scratch = Scratch::new();
+    let flow = |terms: usize| {
+        format!(
+            "rowmill: 1\nname: deep\nsteps:\n  s: {{sql: \"SELECT {} AS x\"}}\nsinks:\n  out: {{from: s, path: out.csv}}\n",
+            vec!["1"; terms].join(" + ")
+        )
+    };
+    scratch.run(&flow(500)).ok();
+    assert_eq!(std::fs::read_to_string(scratch.path("out.csv")).unwrap(), "x\n500\n");
+    scratch.run(&flow(50_000)).fails(1, &["RM0301", "operators"]);
+    let sum = vec!["1"; 50_000].join("+");
+    scratch.write("q.sql", format!("SELECT {sum}"));
+    scratch.rowmill(&["sql", "-f", "q.sql"]).fails(1, &["operators"]);
 }
 
 #[test]

@@ -30,6 +30,9 @@ struct Arguments {
     /// Runs of each query by each contender; the median counts.
     #[arg(long, default_value_t = 5)]
     runs: usize,
+    /// Scale of the data, which query 11 depends on.
+    #[arg(long, default_value_t = 1.0)]
+    scale: f64,
     /// Queries, such as 9,17,18,21.
     #[arg(long, value_delimiter = ',')]
     queries: Vec<usize>,
@@ -77,7 +80,12 @@ async fn main() -> Result<(), Error> {
             ("data".to_owned(), std::path::absolute(&arguments.data)?.display().to_string()),
             ("out".to_owned(), out.display().to_string()),
         ];
+        let fraction = format!("{:.10}", 0.0001 / arguments.scale);
+        if workflow.params.contains_key("fraction") {
+            inputs.params.push(("fraction".to_owned(), fraction.clone()));
+        }
         let text = std::fs::read_to_string(arguments.examples.join(format!("reference/q{query:02}.sql")))?;
+        let text = text.replace("$fraction", &format!("'{fraction}'"));
         let mut seconds: Vec<Vec<f64>> = vec![Vec::new(); contenders.len()];
         for run in 0..=arguments.runs.max(1) {
             for (at, (_, contender)) in contenders.iter().enumerate() {

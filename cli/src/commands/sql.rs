@@ -67,9 +67,41 @@ pub(super) async fn execute(context: &Context, text: &str, format: RowFormat, se
     }
     let mut rows = 0;
     for statement in statements {
-        rows += one(context, statement, format).await.map_err(|error| refuse(&Session::report(&error)))?;
+        rows += one(context, statement, format).await.map_err(|error| refuse(&explained(Session::report(&error))))?;
     }
     Ok(rows)
+}
+
+/// Says of a table that is not there what could have been meant.
+fn explained(mut reports: Diagnostics) -> Diagnostics {
+    for report in &mut reports.reports {
+        let missing =
+            report.message.split_once("table 'datafusion.public.").and_then(|(_, rest)| rest.split_once("' not found"));
+        let Some((name, _)) = missing else { continue };
+        let name = name.to_owned();
+        report.message = format!("there is no table `{name}`");
+        report.help.extend(file_like(&name).map(|file| format!("did you mean the file '{file}'?")));
+        report.help.push("a file is a table by its quoted path, such as FROM 'orders.csv'".to_owned());
+    }
+    reports
+}
+
+/// A file of this folder that is named as `name`, endings aside, or nearly so.
+fn file_like(name: &str) -> Option<String> {
+    let stem = |file: &str| file.split('.').next().unwrap_or(file).to_lowercase();
+    let wanted = stem(name);
+    let near = |other: &str| {
+        let (mut one, mut two): (Vec<char>, Vec<char>) = (wanted.chars().collect(), other.chars().collect());
+        one.sort_unstable();
+        two.sort_unstable();
+        // The same letters, perhaps in another order: what fingers do.
+        one == two
+    };
+    let entries = std::fs::read_dir(".").ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let mut files: Vec<String> =
+        entries.filter(|file| !file.starts_with('.') && file.contains('.') && near(&stem(file))).collect();
+    files.sort_unstable();
+    files.into_iter().next()
 }
 
 async fn one(context: &Context, statement: rowmill::SqlStatement, format: RowFormat) -> Result<u64, rowmill::SqlError> {

@@ -36,29 +36,36 @@ impl fmt::Debug for SqlContext {
 #[derive(Debug)]
 pub struct SqlStatement(Statement);
 
-/// Operators that one query may have. Each may be a level of the plan, and plans are walked by recursion; the stack
-/// that the command plans on holds so many and not any number.
-pub const MAX_OPERATORS: usize = 10_000;
+/// Operators that one query may have. Each may be a level of the plan: plans are walked by recursion, and a stack ends;
+/// and planning grows with the square of a long chain of them.
+pub const MAX_OPERATORS: usize = 2_000;
+/// Set operations (`UNION`, `INTERSECT`, `EXCEPT`) that one query may have: planning grows with their square, and so
+/// many take seconds.
+pub const MAX_SET_OPERATIONS: usize = 1_000;
 
-/// Whether `text` has more than [`MAX_OPERATORS`] operators and set operations.
-pub fn has_too_many_operators(text: &str) -> bool {
-    // An operator and its operand are two bytes at least.
-    if text.len() < 2 * MAX_OPERATORS {
-        return false;
+/// What `text` has too many of, in words.
+pub fn too_many(text: &str) -> Option<String> {
+    // An operator and its operand are two bytes at least, a set operation and a query more than fourteen.
+    if text.len() < MAX_OPERATORS {
+        return None;
     }
     // What is no SQL is told by the parser.
-    let Ok(tokens) = Tokenizer::new(&GenericDialect {}, text).tokenize() else { return false };
+    let tokens = Tokenizer::new(&GenericDialect {}, text).tokenize().ok()?;
+    let is_set_operation = |token: &&Token| match token {
+        Token::Word(word) => matches!(word.keyword, Keyword::UNION | Keyword::INTERSECT | Keyword::EXCEPT),
+        _ => false,
+    };
+    if tokens.iter().filter(is_set_operation).count() > MAX_SET_OPERATIONS {
+        return Some(format!("more than {MAX_SET_OPERATIONS} set operations (UNION, INTERSECT, EXCEPT)"));
+    }
     let is_operator = |token: &&Token| match token {
-        Token::Word(word) => matches!(
-            word.keyword,
-            Keyword::AND | Keyword::OR | Keyword::NOT | Keyword::UNION | Keyword::INTERSECT | Keyword::EXCEPT
-        ),
+        Token::Word(word) => matches!(word.keyword, Keyword::AND | Keyword::OR | Keyword::NOT),
         Token::Comma | Token::Period | Token::Whitespace(_) | Token::EOF => false,
         Token::LParen | Token::RParen | Token::SemiColon => false,
         Token::Number(..) | Token::SingleQuotedString(_) | Token::Placeholder(_) => false,
         _ => true,
     };
-    tokens.iter().filter(is_operator).count() > MAX_OPERATORS
+    (tokens.iter().filter(is_operator).count() > MAX_OPERATORS).then(|| format!("more than {MAX_OPERATORS} operators"))
 }
 
 /// Parses a text of statements.
@@ -66,10 +73,8 @@ pub fn has_too_many_operators(text: &str) -> bool {
 /// # Errors
 /// When it is not SQL, or too deep.
 pub fn split_statements(text: &str) -> Result<Vec<SqlStatement>> {
-    if has_too_many_operators(text) {
-        return plan_err!(
-            "the SQL has more than {MAX_OPERATORS} operators; an IN list or a join with a table has none"
-        );
+    if let Some(what) = too_many(text) {
+        return plan_err!("the SQL has {what}; an IN list or a join with a table has no operators");
     }
     Ok(DFParser::parse_sql(text)?.into_iter().map(SqlStatement).collect())
 }

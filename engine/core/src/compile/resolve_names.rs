@@ -19,7 +19,7 @@ use std::ops::ControlFlow;
 
 use super::sql_errors::{nearest, place, syntax_error};
 use super::{Inputs, Reports};
-use crate::sql::{MAX_OPERATORS, has_too_many_operators};
+use crate::sql::too_many;
 
 /// A step's parsed query and what it reads.
 #[derive(Debug, Clone)]
@@ -95,9 +95,8 @@ fn parse(
     workflow: &Workflow,
     known: &HashMap<String, &str>,
 ) -> Result<ParsedStep, Vec<Diagnostic>> {
-    if has_too_many_operators(&text.text) {
-        let message = format!("step `{step}` is a query of more than {MAX_OPERATORS} operators");
-        let report = Diagnostic::error("RM0301", message).at(text.span, "");
+    if let Some(what) = too_many(&text.text) {
+        let report = Diagnostic::error("RM0301", format!("step `{step}` is a query of {what}")).at(text.span, "");
         return Err(vec![report.help("split it into steps; an IN list or a join with a table has no operators")]);
     }
     let statements = DFParserBuilder::new(text.text.as_str())

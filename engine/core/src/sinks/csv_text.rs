@@ -1,7 +1,7 @@
 //! Rows as the fields of a CSV file: text is quoted here, and the writer quotes nothing.
 //!
 //! The writer underneath writes an absent value and an empty text alike. Here an empty text is `""` and an absent
-//! value is nothing between two delimiters, as DuckDB and PostgreSQL write and read them. A sink that says
+//! value is nothing between two delimiters, as DuckDB and PostgreSQL write them. A sink that says
 //! `csv: {null: ...}` marks what is absent by that text, and an empty text is nothing.
 
 use std::sync::Arc;

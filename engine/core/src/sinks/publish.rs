@@ -290,14 +290,19 @@ impl StagedSink {
         match &self.place {
             Place::Imagined => {}
             Place::Local { folder, .. } => {
-                // Writers that were aborted may be in the middle of a write and put a file back; they end soon.
+                // Writers that were aborted may be in the middle of a write and put a file back, folder and all; they
+                // end soon. The folder is gone when it stays so for a while.
+                let mut gone = 0;
                 for _ in 0..100 {
                     match fs::remove_dir_all(folder) {
                         Err(error) if error.kind() != io::ErrorKind::NotFound => {
                             tracing::debug!(folder = %folder.display(), %error, "the staging folder is still in use");
                         }
-                        _ if !folder.exists() => return,
                         _ => {}
+                    }
+                    gone = if folder.exists() { 0 } else { gone + 1 };
+                    if gone == 5 {
+                        return;
                     }
                     tokio::time::sleep(std::time::Duration::from_millis(20)).await;
                 }

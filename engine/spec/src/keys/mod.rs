@@ -156,7 +156,11 @@ pub(crate) const VARIABLE: Table = Table {
 pub(crate) const SOURCE: Table = Table {
     what: "a source",
     keys: &[
-        key("path", Shape::Paths, "A file, a directory ending in `/`, or a glob; local or a URL; one or a list."),
+        key(
+            "path",
+            Shape::Paths,
+            "A file, a directory ending in `/`, or a glob; local or a URL; one or a list. Directories and wildcards pass over names that begin with `_` or `.`.",
+        ),
         key("range", Shape::Object(&RANGE), "Generated rows: one `int64` column `value`."),
         key("format", Shape::Word(Format::WORDS), "The format of the files; told by their names where absent."),
         key(
@@ -192,7 +196,7 @@ pub(crate) const CSV: Table = Table {
         key("quote", Shape::Character, "Around fields (`\"`)."),
         key("escape", Shape::Character, "Before a quote inside a quoted field, where quotes are not doubled."),
         key("comment", Shape::Character, "Lines that begin with it are passed over."),
-        key("null", Shape::Text, "A field text that means null, beside the empty field."),
+        key("null", Shape::Text, "A field text that means null, beside the empty field, quoted or not."),
         key("newlines_in_values", Shape::Bool, "Whether a quoted field may hold a line break (false)."),
         key("infer_rows", Shape::Count(1), "Rows looked at to infer types, where no schema is declared (10000)."),
     ],
@@ -216,7 +220,7 @@ pub(crate) const SINK: Table = Table {
         key(
             "compression",
             Shape::Word(Compression::WORDS),
-            "Compression; told by the path where absent, zstd for Parquet.",
+            "Compression; told by the path where absent, zstd for Parquet, lz4 for Arrow (which also takes zstd).",
         ),
         key("partition_by", Shape::Columns, "Columns that become directories (`year=2013/`), in order."),
         key("csv", Shape::Object(&SINK_CSV), "How CSV is written."),
@@ -230,6 +234,10 @@ pub(crate) const SINK_CSV: Table = Table {
         key("delimiter", Shape::Character, "Between fields (`,`)."),
         key("quote", Shape::Character, "Around fields (`\"`)."),
         key("escape", Shape::Character, "Before a quote inside a quoted field; quotes are doubled where absent."),
-        key("null", Shape::Text, "The text that is written for null."),
+        key(
+            "null",
+            Shape::Text,
+            "The text that is written for null. Where absent, null is nothing and an empty text is `\"\"`.",
+        ),
     ],
 };
