@@ -394,9 +394,16 @@ class RowStep:
         self.function, self.kind, self.what, self.schema = function, kind, what, schema
         self.flavors, self.many, self.policy, self.in_flight = flavors, many, policy, in_flight
         self._gate: tuple[int, Any] | None = None
+        #: Where failures go that do not end the call, in a worker.
+        self._failures: list[tuple[int, BaseException]] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_gate": None}
+        return {**self.__dict__, "_gate": None, "_failures": []}
+
+    def collect(self, batch: pa.RecordBatch, failures: list[tuple[int, BaseException]]) -> pa.RecordBatch:
+        """The rows that are ok; the others are added to `failures`. For one thread at a time."""
+        self._failures = failures
+        return self(batch)
 
     def __call__(self, batch: Any) -> pa.RecordBatch:
         batch = pa.record_batch(batch)
@@ -416,7 +423,9 @@ class RowStep:
         try:
             columns = self._made(values)
         except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, ValueError, OverflowError, AttributeError, KeyError) as error:
-            raise self._wrong(values, rows, error) from error
+            if self.policy.on_error == "fail":
+                raise self._wrong(values, rows, error) from error
+            return self._answer(*self._sifted(values, rows, error))
         if rows is None:
             return pa.RecordBatch.from_arrays(columns, schema=self.schema)
         counted = pa.field(ROW, pa.uint32(), nullable=False)
@@ -451,9 +460,35 @@ class RowStep:
                 return RowFailure(row, f"answered {_shown(value)} for row {row} of the batch, which is no {said}")
         return TypeError(f"`{self.what}`: {error}")
 
+    def _sifted(self, values: list[Any], rows: list[int] | None, error: Exception) -> tuple[list[Any], list[int]]:
+        """The answers without those that are not what was declared, each of which is settled by the policy."""
+        kept: list[Any] = []
+        kept_rows: list[int] = []
+        bad = 0
+        for at, value in enumerate(values):
+            row = at if rows is None else rows[at]
+            try:
+                self._made([value])
+            except Exception:
+                bad += 1
+                if self.policy.on_error == "default" and value is self.policy.default:
+                    raise TypeError(f"the default of `{self.what}` is not what it answers with: {error}") from error
+                said = ", ".join(f"{field.name}: {field.type}" for field in self.schema)
+                self._settle(row, RowFailure(row, f"answered {_shown(value)}, which is no {said}"), kept, kept_rows)
+            else:
+                kept.append(value)
+                kept_rows.append(row)
+        if not bad:
+            # Each of them can be a column, and together they cannot.
+            raise TypeError(f"`{self.what}`: {error}") from error
+        return kept, kept_rows
+
     def _settle(self, row: int, error: Exception, values: list[Any], rows: list[int]) -> None:
         """What the policy says of a row that failed; rows that go on are added."""
         if self.policy.on_error == "skip":
+            return
+        if self.policy.on_error == "collect":
+            self._failures.append((row, error))
             return
         if self.policy.on_error == "default":
             values.append(self.policy.default)
@@ -596,9 +631,7 @@ class RowStep:
                     return self._attempt(call, batch)
                 except Exception as other:
                     error = other
-            if self.policy.on_error == "fail":
-                raise error
-            if not self.policy.repeatable:
+            if self.policy.on_error not in ("skip", "default") or not self.policy.repeatable:
                 raise error
             return self._bisected(call, batch)
 
