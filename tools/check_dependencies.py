@@ -24,20 +24,24 @@ MAY_USE = {
     "rowmill-step-http": {"rowmill-step"},
     "rowmill-step-lookup": {"rowmill-step"},
     "rowmill-step-command": {"rowmill-step"},
+    "rowmill-step-python": {"rowmill-step"},
     "rowmill-engine": {"rowmill-spec", "rowmill-step", "rowmill-store", "rowmill-features"},
     "rowmill": {
         "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-store", "rowmill-gpu",
         "rowmill-step-http", "rowmill-step-lookup", "rowmill-step-command",
     },
     "rowmill-cli": {"rowmill", "rowmill-spec"},
+    "rowmill-python": {
+        "rowmill", "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-step-python", "rowmill-cli",
+    },
     "rowmill-benches": {"rowmill", "rowmill-spec"},
 }
 
 # Heavy outsiders have few doors: name prefix -> crates that may depend on it directly.
 DOORS = {
-    "datafusion": {"rowmill-engine", "rowmill", "rowmill-benches", "rowmill-features"},
+    "datafusion": {"rowmill-engine", "rowmill", "rowmill-benches", "rowmill-features", "rowmill-python"},
     "ballista": {"rowmill-scheduler", "rowmill-executor", "rowmill-versions"},
-    "pyo3": {"rowmill-python", "rowmill-versions"},
+    "pyo3": {"rowmill-python"},
     "cudarc": {"rowmill-gpu"},
     "reqwest": {"rowmill-step-http", "rowmill-features"},
     "sqlx": {"rowmill-store", "rowmill-step-lookup", "rowmill-features"},

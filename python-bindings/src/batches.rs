@@ -19,7 +19,7 @@ use tokio::task::AbortHandle;
 use crate::cdata;
 use crate::errors::from_engine;
 use crate::frame::PyFrame;
-use crate::runtime::listen;
+use crate::runtime::{Threads, leave, listen};
 
 /// Batches that wait for Python at most.
 const AHEAD: usize = 4;
@@ -103,6 +103,7 @@ pub(crate) struct StreamingReader {
     schema: SchemaRef,
     receiver: Receiver<Result<RecordBatch>>,
     task: AbortHandle,
+    threads: Arc<Threads>,
 }
 
 impl Drop for StreamingReader {
@@ -130,13 +131,14 @@ impl StreamingReader {
     pub(crate) fn start(frame: &PyFrame) -> PyResult<StreamingReader> {
         let (sender, receiver) = sync_channel(AHEAD);
         let (frame, schema) = (frame.clone(), frame.arrow_schema());
-        let task = crate::runtime::runtime()?.spawn(async move {
+        let threads = crate::runtime::threads()?;
+        let task = threads.spawn(async move {
             if let Err(error) = send_all(frame, &sender).await {
                 // The reader is gone if nobody wants to know.
                 let _ = tokio::task::block_in_place(|| sender.send(Err(error)));
             }
-        });
-        Ok(StreamingReader { schema, receiver, task: task.abort_handle() })
+        })?;
+        Ok(StreamingReader { schema, receiver, task: task.abort_handle(), threads })
     }
 
     /// The next batch; Python is let go while it is waited for, and its signals are heard.
@@ -145,7 +147,13 @@ impl StreamingReader {
             match listen(py, &mut self.receiver) {
                 Ok(batch) => return Ok(Some(batch)),
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
-                Err(RecvTimeoutError::Timeout) => py.check_signals()?,
+                Err(RecvTimeoutError::Timeout) => {
+                    if let Err(signal) = py.check_signals() {
+                        self.task.abort();
+                        leave(&self.threads);
+                        return Err(signal);
+                    }
+                }
             }
         }
     }

@@ -6,6 +6,7 @@ use std::fmt;
 use datafusion::common::DataFusionError;
 use pyo3::prelude::*;
 use rowmill::{Diagnostics, Session};
+use rowmill_step::Failure;
 
 /// An exception of a user's function, on its way through the engine.
 #[derive(Debug)]
@@ -35,16 +36,45 @@ impl fmt::Display for Raised {
 
 impl Error for Raised {}
 
-/// The exception inside an error, if a function of the user's raised one.
-fn raised<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Raised> {
+/// A row that failed for good in a worker process, on its way through the engine.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    text: String,
+    code: &'static str,
+    help: &'static str,
+    fields: Vec<(&'static str, String)>,
+}
+
+impl Failed {
+    /// The failure of a row of `what`.
+    pub(crate) fn wrap(what: &str, failure: &Failure) -> DataFusionError {
+        DataFusionError::External(Box::new(Failed {
+            text: format!("`{what}`: {}", failure.message()),
+            code: failure.code().as_str(),
+            help: crate::workers::advice(failure),
+            fields: failure.fields().to_vec(),
+        }))
+    }
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Error for Failed {}
+
+/// What one of ours said inside an error.
+fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
     let mut next = Some(error);
     while let Some(error) = next {
-        if let Some(raised) = error.downcast_ref::<Raised>() {
-            return Some(raised);
+        if let Some(found) = error.downcast_ref::<T>() {
+            return Some(found);
         }
         // Shared errors hide what they share from `source`.
         if let Some(DataFusionError::Shared(inner)) = error.downcast_ref::<DataFusionError>() {
-            return self::raised(inner.as_ref());
+            return find(inner.as_ref());
         }
         next = error.source();
     }
@@ -53,9 +83,13 @@ fn raised<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Raised> {
 
 /// An engine's error as an exception.
 pub(crate) fn from_engine(py: Python<'_>, error: &DataFusionError) -> PyErr {
-    if let Some(raised) = raised(error) {
+    if let Some(raised) = find::<Raised>(error) {
         let exception = raised.exception.clone_ref(py);
         return build(py, "from_raised", (raised.text.clone(), exception.value(py)));
+    }
+    if let Some(failed) = find::<Failed>(error) {
+        let fields: Vec<(&str, &str)> = failed.fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        return build(py, "from_failure", (failed.text.as_str(), failed.code, failed.help, fields));
     }
     from_reports(py, &Session::report(error))
 }

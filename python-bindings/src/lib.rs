@@ -20,6 +20,7 @@ mod map;
 mod runtime;
 mod session;
 mod sql;
+mod workers;
 mod workflow;
 
 use pyo3::prelude::*;

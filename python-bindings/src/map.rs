@@ -29,17 +29,21 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
 use crate::batches::{Batch, engine_error};
 use crate::cdata;
 use crate::errors::{Raised, from_engine};
 use crate::expr::{PyExpr, user_call};
 use crate::frame::PyFrame;
+use crate::workers::{Pool, Workers};
 
 /// In an answer: the row of the input that each row belongs to.
 const ROW: &str = "__row";
 /// Rows that a function sees at once where nothing else is said: their columns stay in the processor's cache.
 const SLICE_ROWS: usize = 1 << 16;
+/// The same for a worker process: small enough that every process has something to do.
+const WORKER_ROWS: usize = 1 << 12;
 
 /// An adapter, and what it answers with.
 struct Call {
@@ -114,6 +118,8 @@ struct Shape {
     schema: SchemaRef,
     /// Rows of a call: exactly so many, or no more than a default.
     batch_rows: Option<usize>,
+    /// Worker processes that call the function, where it is not called in this one.
+    workers: Option<Arc<Workers>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -149,12 +155,17 @@ impl Shape {
             }
         }
         let schema = Arc::new(Schema::new(Fields::from(fields)));
-        Ok(Shape { call, reads, keep, output, schema, batch_rows })
+        Ok(Shape { call, reads, keep, output, schema, batch_rows, workers: None })
     }
 
     /// The function over one batch.
     fn apply(&self, input: &RecordBatch) -> Result<RecordBatch> {
         let answer = self.call.call(input.project(&self.reads)?)?;
+        self.finish(input, answer)
+    }
+
+    /// The rows that come out, of those that went in and what the function made of them.
+    fn finish(&self, input: &RecordBatch, answer: RecordBatch) -> Result<RecordBatch> {
         let counted = answer.schema().fields().first().is_some_and(|field| field.name() == ROW);
         self.call.check(&answer, usize::from(counted))?;
         let mut kept = input.clone();
@@ -230,23 +241,32 @@ struct PythonExec {
     shape: Arc<Shape>,
     input: Arc<dyn ExecutionPlan>,
     properties: Arc<PlanProperties>,
+    /// The processes, shared by the partitions.
+    pool: Option<Arc<Pool>>,
 }
 
 impl PythonExec {
     fn new(shape: Arc<Shape>, input: Arc<dyn ExecutionPlan>) -> PythonExec {
+        let pool = shape.workers.as_ref().and_then(|workers| {
+            let reads = Arc::new(input.schema().project(&shape.reads).ok()?);
+            Some(Arc::new(Pool::new(Arc::clone(workers), &shape.call.name, reads, Arc::clone(&shape.call.schema))))
+        });
         let properties = PlanProperties::new(
             EquivalenceProperties::new(Arc::clone(&shape.schema)),
             datafusion::physical_plan::Partitioning::UnknownPartitioning(input.output_partitioning().partition_count()),
             EmissionType::Incremental,
             input.boundedness(),
         );
-        PythonExec { shape, input, properties: Arc::new(properties) }
+        PythonExec { shape, input, properties: Arc::new(properties), pool }
     }
 }
 
 impl DisplayAs for PythonExec {
     fn fmt_as(&self, _kind: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PythonExec: {}", self.shape.call.name)?;
+        if let Some(workers) = &self.shape.workers {
+            write!(f, ", workers={}", workers.count)?;
+        }
         match self.shape.batch_rows {
             Some(rows) => write!(f, ", batch={rows}"),
             None => Ok(()),
@@ -292,15 +312,28 @@ impl ExecutionPlan for PythonExec {
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let input = self.input.execute(partition, context)?;
         let shape = Arc::clone(&self.shape);
-        let sized = sized(input, shape.batch_rows);
+        let default_rows = if self.pool.is_some() { WORKER_ROWS } else { SLICE_ROWS };
+        let sized = sized(input, shape.batch_rows, default_rows);
         let schema = Arc::clone(&shape.schema);
-        let mapped = sized.map(move |batch| shape.apply(&batch?));
-        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, mapped)))
+        let Some(pool) = self.pool.clone() else {
+            let mapped = sized.map(move |batch| shape.apply(&batch?));
+            return Ok(Box::pin(RecordBatchStreamAdapter::new(schema, mapped)));
+        };
+        let at_once = shape.workers.as_ref().map_or(1, |workers| workers.count);
+        let mapped = sized.map(move |batch| {
+            let (shape, pool) = (Arc::clone(&shape), Arc::clone(&pool));
+            async move {
+                let batch = batch?;
+                let answer = pool.apply(batch.project(&shape.reads)?).await?;
+                shape.finish(&batch, answer)
+            }
+        });
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, mapped.buffered(at_once))))
     }
 }
 
 /// Batches of exactly so many rows (the last one fewer), or without copying, of no more than the default.
-fn sized(input: SendableRecordBatchStream, rows: Option<usize>) -> BoxStream<'static, Result<RecordBatch>> {
+fn sized(input: SendableRecordBatchStream, rows: Option<usize>, most: usize) -> BoxStream<'static, Result<RecordBatch>> {
     match rows {
         Some(rows) => {
             let gather = Gather { schema: input.schema(), input, rows, held: Vec::new(), count: 0, ended: false };
@@ -310,10 +343,10 @@ fn sized(input: SendableRecordBatchStream, rows: Option<usize>) -> BoxStream<'st
             .boxed()
         }
         None => {
-            let cut = input.map(|batch| match batch {
+            let cut = input.map(move |batch| match batch {
                 Ok(batch) => (0..batch.num_rows())
-                    .step_by(SLICE_ROWS)
-                    .map(|at| Ok(batch.slice(at, SLICE_ROWS.min(batch.num_rows() - at))))
+                    .step_by(most)
+                    .map(|at| Ok(batch.slice(at, most.min(batch.num_rows() - at))))
                     .collect::<Vec<_>>(),
                 Err(error) => vec![Err(error)],
             });
@@ -363,7 +396,8 @@ impl Gather {
 /// A frame of what a function makes of another: `reads` are the columns that it is given, `schema` (an object with
 /// `__arrow_c_schema__`) those that it answers with, which come beside the others if `keep`.
 #[pyfunction]
-#[pyo3(signature = (frame, name, function, reads, schema, keep, batch_rows))]
+#[pyo3(signature = (frame, name, function, reads, schema, keep, batch_rows, workers = None))]
+#[expect(clippy::too_many_arguments, reason = "they are keywords in Python, where this is called once")]
 pub(crate) fn map_frame(
     py: Python<'_>,
     frame: &PyFrame,
@@ -373,6 +407,7 @@ pub(crate) fn map_frame(
     schema: &Bound<'_, PyAny>,
     keep: bool,
     batch_rows: Option<usize>,
+    workers: Option<&Bound<'_, PyDict>>,
 ) -> PyResult<PyFrame> {
     if batch_rows == Some(0) {
         return Err(PyValueError::new_err("a batch has at least one row"));
@@ -390,7 +425,9 @@ pub(crate) fn map_frame(
         }
     }
     let keep = if keep { Keep::All } else { Keep::Nothing };
+    let workers = workers.map(|said| Workers::from_python(said, &reads, &call.schema)).transpose()?.map(Arc::new);
     let shape = Shape::try_new(call, &input, &reads, keep, batch_rows).map_err(|error| from_engine(py, &error))?;
+    let shape = Shape { workers, ..shape };
     let table = MapTable { input: frame.plan.clone(), shape: Arc::new(shape) };
     PyFrame::of_table(Arc::clone(&frame.shared), Arc::new(table)).map_err(|error| from_engine(py, &error))
 }

@@ -9,63 +9,92 @@ use parking_lot::Mutex;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
 
 /// Python runs signal handlers only on its main thread and only when asked, so a waiting thread has to ask.
-const LISTEN: Duration = Duration::from_millis(50);
+pub(crate) const LISTEN: Duration = Duration::from_millis(50);
 /// Plans are trees, and DataFusion walks them by recursion.
 const STACK_BYTES: usize = 16 << 20;
 
-struct Started {
+/// Threads of a runtime. Whoever drops them last does not wait for them: an operator may be deep in a computation.
+pub(crate) struct Threads {
+    runtime: Option<Runtime>,
     process: u32,
-    threads: usize,
-    runtime: Arc<Runtime>,
+}
+
+impl Threads {
+    /// Runs a future on these threads.
+    pub(crate) fn spawn<F>(&self, future: F) -> PyResult<JoinHandle<F::Output>>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        match &self.runtime {
+            Some(runtime) => Ok(runtime.spawn(future)),
+            None => Err(PyRuntimeError::new_err("the threads have ended")),
+        }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            match self.process == std::process::id() {
+                true => runtime.shutdown_background(),
+                // Its threads are those of the parent; waiting for them to end would wait forever.
+                false => std::mem::forget(runtime),
+            }
+        }
+    }
+}
+
+struct Started {
+    count: usize,
+    threads: Arc<Threads>,
 }
 
 static RUNTIME: Mutex<Option<Started>> = Mutex::new(None);
 
 /// The runtime of this process, started on first use. A process that was forked gets one of its own: threads do not
 /// survive a fork.
-pub(crate) fn runtime() -> PyResult<Arc<Runtime>> {
-    let process = std::process::id();
+pub(crate) fn threads() -> PyResult<Arc<Threads>> {
     let mut slot = RUNTIME.lock();
-    let threads = slot.as_ref().map_or_else(rowmill::options::cores, |started| started.threads);
-    match slot.take() {
-        Some(started) if started.process == process => {
-            let runtime = Arc::clone(&started.runtime);
-            *slot = Some(started);
-            return Ok(runtime);
-        }
-        // Its threads are those of the parent; waiting for them to end would wait forever.
-        Some(inherited) => std::mem::forget(inherited),
-        None => {}
-    }
-    let runtime = Arc::new(start(threads)?);
-    *slot = Some(Started { process, threads, runtime: Arc::clone(&runtime) });
-    Ok(runtime)
+    let count = match slot.as_ref() {
+        Some(started) if started.threads.process == std::process::id() => return Ok(Arc::clone(&started.threads)),
+        Some(inherited) => inherited.count,
+        None => rowmill::options::cores(),
+    };
+    let threads = Arc::new(start(count)?);
+    *slot = Some(Started { count, threads: Arc::clone(&threads) });
+    Ok(threads)
 }
 
 /// Replaces the runtime by one of this many threads; what runs on the old one goes on until it ends.
-pub(crate) fn set_threads(threads: usize) -> PyResult<()> {
-    let runtime = Arc::new(start(threads)?);
-    let old = RUNTIME.lock().replace(Started { process: std::process::id(), threads, runtime });
-    if let Some(old) = old {
-        match Arc::try_unwrap(old.runtime) {
-            Ok(runtime) if old.process == std::process::id() => runtime.shutdown_background(),
-            Ok(runtime) => std::mem::forget(runtime),
-            Err(shared) => drop(shared),
-        }
-    }
+pub(crate) fn set_threads(count: usize) -> PyResult<()> {
+    let threads = Arc::new(start(count)?);
+    *RUNTIME.lock() = Some(Started { count, threads });
     Ok(())
 }
 
-fn start(threads: usize) -> PyResult<Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads.max(1))
+/// Leaves these threads to whoever still uses them: an operator that was interrupted may hold every one of them for as
+/// long as it computes, and the next query must not wait for that.
+pub(crate) fn leave(threads: &Arc<Threads>) {
+    let mut slot = RUNTIME.lock();
+    if let Some(started) = slot.take_if(|started| Arc::ptr_eq(&started.threads, threads))
+        && let Ok(fresh) = start(started.count)
+    {
+        *slot = Some(Started { count: started.count, threads: Arc::new(fresh) });
+    }
+}
+
+fn start(count: usize) -> PyResult<Threads> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(count.max(1))
         .thread_name("rowmill")
         .thread_stack_size(STACK_BYTES)
         .enable_all()
         .build()
-        .map_err(|error| PyRuntimeError::new_err(format!("cannot start threads: {error}")))
+        .map_err(|error| PyRuntimeError::new_err(format!("cannot start threads: {error}")))?;
+    Ok(Threads { runtime: Some(runtime), process: std::process::id() })
 }
 
 /// Waits for a message without the GIL, until it is time to look at signals again.
@@ -77,11 +106,11 @@ pub(crate) fn listen<T: Send>(py: Python<'_>, receiver: &mut Receiver<T>) -> Res
 /// the query, and comes out as the exception that its handler raises.
 pub(crate) fn wait<T: Send + 'static>(py: Python<'_>, future: impl Future<Output = T> + Send + 'static) -> PyResult<T> {
     let (sender, mut receiver) = sync_channel(1);
-    let runtime = runtime()?;
-    let task = runtime.spawn(async move {
+    let threads = threads()?;
+    let task = threads.spawn(async move {
         // The receiver is gone if nobody waits any more.
         let _ = sender.send(future.await);
-    });
+    })?;
     loop {
         match listen(py, &mut receiver) {
             Ok(value) => return Ok(value),
@@ -91,6 +120,7 @@ pub(crate) fn wait<T: Send + 'static>(py: Python<'_>, future: impl Future<Output
             Err(RecvTimeoutError::Timeout) => {
                 if let Err(signal) = py.check_signals() {
                     task.abort();
+                    leave(&threads);
                     return Err(signal);
                 }
             }

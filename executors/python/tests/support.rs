@@ -10,15 +10,15 @@ use rowmill_step::conformance::{Driven, Options, drive};
 use rowmill_step::{Effects, StepContext};
 use rowmill_step_python::{Function, PythonOptions, PythonStep, Worker};
 
-/// The interpreter, if it can import pyarrow. Without one the tests here say so and pass, unless `ROWMILL_PYTHON`
+/// The interpreter, if it can import pyarrow. Without one the tests here say so and pass, unless `PYTHON_WITH_PYARROW`
 /// promised one.
 pub(crate) fn interpreter() -> Option<String> {
-    let promised = std::env::var("ROWMILL_PYTHON").ok();
+    let promised = std::env::var("PYTHON_WITH_PYARROW").ok();
     let python = promised.clone().unwrap_or_else(|| "python3".to_owned());
     let works = Command::new(&python).args(["-c", "import pyarrow"]).output().is_ok_and(|done| done.status.success());
     if !works {
-        assert!(promised.is_none(), "ROWMILL_PYTHON={python} cannot import pyarrow");
-        eprintln!("ignored: {python} has no pyarrow; set ROWMILL_PYTHON");
+        assert!(promised.is_none(), "PYTHON_WITH_PYARROW={python} cannot import pyarrow");
+        eprintln!("ignored: {python} has no pyarrow; set PYTHON_WITH_PYARROW");
     }
     works.then_some(python)
 }

@@ -55,7 +55,14 @@ class InternalError(RowmillError):
 
 
 class StepError(DataError):
-    """A Python function raised; `__cause__` is its exception, with the traceback."""
+    """A Python function failed for a row.
+
+    In this process `__cause__` is the exception that it raised. From a worker process `fields` holds what came over:
+    `traceback`, or what a process that died had printed (`stderr`).
+    """
+
+    #: What a worker process told of the failure.
+    fields: dict[str, str] = {}
 
 
 class Cancelled(RowmillError):
@@ -86,6 +93,17 @@ def from_raised(text: str, cause: BaseException) -> BaseException:
     report = {"code": "RM0600", "severity": "error", "fault": "data", "message": text, "help": []}
     error = StepError(text, [report], "data")
     error.__cause__ = cause
+    return error
+
+
+def from_failure(text: str, code: str, help: str, fields: list[tuple[str, str]]) -> StepError:
+    """Called by the native module: a row failed in a worker process."""
+    report = {"code": "RM0600", "severity": "error", "fault": "data", "message": text, "help": [help], "failure": code}
+    error = StepError(f"{text}\n{help}", [report], "data")
+    error.fields = dict(fields)
+    if hasattr(error, "add_note"):
+        for name, value in fields:
+            error.add_note(f"{name} of the worker process:\n{value}")
     return error
 
 

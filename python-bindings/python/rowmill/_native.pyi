@@ -110,6 +110,7 @@ def map_frame(
     schema: Any,
     keep: bool,
     batch_rows: int | None,
+    workers: dict[str, Any] | None = None,
 ) -> Frame: ...
 def call_function(
     name: str, function: Callable[[Batch], Any], arguments: list[Expression], schema: Any, pure: bool

@@ -14,7 +14,7 @@ from . import _native
 from ._expr import Expr, When, _native_of
 from ._functions import Policy, RowStep, Warm, fields_of, hints_of, parameters_of, schema_of, type_of
 
-_OPTIONS = {"batch", "effects", "on_error", "default", "retries", "in_flight", "name"}
+_OPTIONS = {"batch", "effects", "on_error", "default", "retries", "in_flight", "name", "workers", "memory", "timeout"}
 _FLAVORS = {"pyarrow": "arrow", "numpy": "numpy", "pandas": "pandas", "polars": "polars"}
 
 
@@ -31,6 +31,9 @@ def step(
     retries: int = 0,
     in_flight: int = 256,
     name: str | None = None,
+    workers: int | None = None,
+    memory: str | int | None = None,
+    timeout: float | None = None,
 ) -> Callable[[Any], Step]: ...
 def step(function: Any = None, *, returns: Any = None, **options: Any) -> Any:
     """Makes a function (or a class with `__call__`) a step of queries.
@@ -57,6 +60,11 @@ def step(function: Any = None, *, returns: Any = None, **options: Any) -> Any:
         retries: further attempts at a row (a batch, in functions over batches) that failed.
         in_flight: calls at a time, of an async function.
         name: the name in plans and errors, and of the one column that it makes; the function's where absent.
+        workers: so many processes call it, instead of this one: for work that holds the GIL, and for functions that may
+            kill their process. A row that does fails alone if the function may be called again; otherwise all rows that
+            were sent with it do. The function is found by its module and name, or travels by cloudpickle.
+        memory: what each of these processes may take, such as `"2GB"`.
+        timeout: seconds that a process may take for one batch before it is killed.
 
     Use it on columns, `df.select(f(col("x")))`, or on rows, `df.map(f)`.
     """
@@ -98,6 +106,70 @@ class Step:
         if not isinstance(self.in_flight, int) or self.in_flight < 1:
             raise ValueError("in_flight is a number from 1 on")
         self.schema, self.many = self._answers()
+        self.workers = options.get("workers")
+        if self.workers is not None and (not isinstance(self.workers, int) or self.workers < 1):
+            raise ValueError("workers is a number from 1 on")
+        for option in ("memory", "timeout"):
+            if option in options and self.workers is None:
+                raise ValueError(f"{option}= is for worker processes; say workers= too")
+        self._memory = _bytes(options.get("memory"))
+        if self.policy.on_error == "default":
+            self._default_row()
+
+    @property
+    def __rowmill_function__(self) -> Any:
+        """For worker processes that find the step by its name: what it was made of."""
+        return self.function
+
+    def _default_row(self) -> pa.RecordBatch:
+        """The row that stands in for those that failed."""
+        default = self.policy.default
+        values = [default.get(field.name) if self.many and isinstance(default, dict) else default for field in self.schema]
+        try:
+            columns = [pa.array([value], field.type) for value, field in zip(values, self.schema)]
+        except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, ValueError) as error:
+            raise TypeError(f"default={default!r} is not what `{self.name}` answers with: {error}") from error
+        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+    def _spec(self, reads: list[str]) -> dict[str, Any] | None:
+        """What worker processes are told; None where the function is called in this process."""
+        if self.workers is None:
+            return None
+        import os
+        import sys
+
+        return {
+            "name": self.name, "function": self._travelling(), "kind": self._kind, "python": sys.executable,
+            "worker": os.path.join(os.path.dirname(os.path.abspath(__file__)), "_worker.py"),
+            "sys_path": [path or os.getcwd() for path in sys.path], "many": self.many,
+            "flavors": [self._flavors.get(name, "arrow") for name in reads], "in_flight": self.in_flight,
+            "memory_bytes": self._memory, "timeout_s": self.options.get("timeout"), "effects": self.effects,
+            "workers": self.workers, "on_error": self.policy.on_error, "retries": self.policy.retries,
+            "default": self._default_row() if self.policy.on_error == "default" else None,
+        }  # fmt: skip
+
+    def _travelling(self) -> str | bytes:
+        """How a worker finds the function: by module and name, where that leads to it, or pickled."""
+        import importlib
+
+        module, path = getattr(self.function, "__module__", None), getattr(self.function, "__qualname__", "")
+        if module and module != "__main__" and "<" not in path:
+            try:
+                found: Any = importlib.import_module(module)
+                for part in path.split("."):
+                    found = getattr(found, part)
+            except (ImportError, AttributeError):
+                found = None
+            if found is self.function or getattr(found, "function", None) is self.function:
+                return f"{module}:{path}"
+        try:
+            import cloudpickle
+        except ImportError:
+            raise ImportError(
+                f"`{self.name}` cannot be imported by a worker process, and there is no cloudpickle to send it with; "
+                "pip install cloudpickle, or put it into a module"
+            ) from None
+        return cloudpickle.dumps(self.function)
 
     def _kind_of(self) -> tuple[str, dict[str, str]]:
         target = self.function.__call__ if isinstance(self.function, type) else self.function
@@ -198,6 +270,8 @@ class Step:
         needed = [name for name, of in self._parameters.items() if of.default is of.empty]
         if len(given) < len(needed):
             raise TypeError(f"`{self.name}` needs {', '.join(needed)}")
+        if self.workers is not None:
+            raise TypeError(f"`{self.name}` is called in worker processes; use df.map({self.name})")
         adapter = self._adapter(names[: len(given)] or ["_"] * len(given))
         operands = [_native_of(one) for one in given]
         pure = self.effects == "pure"
@@ -220,7 +294,7 @@ class Step:
             self._check(name, columns[name])
         rows = self.options.get("batch")
         rows = rows if isinstance(rows, int) and not isinstance(rows, bool) else None
-        native = _native.map_frame(frame._native, self.name, self._adapter(reads), reads, self.schema, True, rows)
+        native = _native.map_frame(frame._native, self.name, self._adapter(reads), reads, self.schema, True, rows, self._spec(reads))
         return DataFrame(native)
 
     def _check(self, name: str, kind: str) -> None:
@@ -232,6 +306,20 @@ class Step:
         if wanted is not None and not kind.startswith(wanted):
             shown = getattr(hint, "__name__", str(hint))
             raise TypeError(f"`{self.name}` takes `{name}: {shown}`, but the column `{name}` is {kind}")
+
+
+def _bytes(size: str | int | None) -> int | None:
+    """`"2GB"` in bytes."""
+    if size is None or isinstance(size, int):
+        return size
+    units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    text = size.strip().lower()
+    digits = text.rstrip("kmgib ")
+    unit = text[len(digits):].strip()
+    try:
+        return int(float(digits) * units[unit])
+    except (ValueError, KeyError):
+        raise ValueError(f"{size!r} is no size; write 500MB or 2GB") from None
 
 
 def _accepts(hint: Any) -> tuple[str, ...] | None:
