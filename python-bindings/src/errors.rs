@@ -17,7 +17,7 @@ pub(crate) struct Raised {
 
 impl Raised {
     /// An exception that `what` raised.
-    pub(crate) fn new(py: Python<'_>, what: &str, exception: PyErr) -> DataFusionError {
+    pub(crate) fn wrap(py: Python<'_>, what: &str, exception: PyErr) -> DataFusionError {
         let kind = exception.get_type(py);
         let name = kind.name().map_or_else(|_| "exception".to_owned(), |name| name.to_string());
         let text = match exception.value(py).to_string().as_str() {

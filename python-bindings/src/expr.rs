@@ -5,12 +5,12 @@ use std::sync::Arc;
 use arrow::datatypes::DataType;
 use datafusion::common::tree_node::{Transformed, TreeNode as _};
 use datafusion::common::{Column, DataFusionError, Result, ScalarValue};
+use datafusion::execution::FunctionRegistry as _;
 use datafusion::logical_expr::expr::{AggregateFunction, ScalarFunction, WindowFunction};
 use datafusion::logical_expr::{
     BinaryExpr, Case, Expr, Like, Operator, SortExpr, WindowFrame, WindowFrameBound, WindowFrameUnits,
     WindowFunctionDefinition, cast, lit, try_cast,
 };
-use datafusion::execution::FunctionRegistry as _;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyFloat, PyInt, PyString};
@@ -128,7 +128,9 @@ pub(crate) fn call(
     let order_by: Vec<SortExpr> = order_by.into_iter().map(|one| one.sort).collect();
     if let Ok(function) = shared.state.udf(name) {
         if distinct || !order_by.is_empty() {
-            return Err(PyValueError::new_err(format!("`{name}` is no aggregate: it takes no distinct and no order_by")));
+            return Err(PyValueError::new_err(format!(
+                "`{name}` is no aggregate: it takes no distinct and no order_by"
+            )));
         }
         return Ok(Expr::ScalarFunction(ScalarFunction::new_udf(function, arguments)).into());
     }
@@ -280,8 +282,7 @@ impl PyExpr {
         let mut function = match inner {
             Expr::WindowFunction(function) => *function,
             Expr::AggregateFunction(of) => {
-                let mut function =
-                    WindowFunction::new(WindowFunctionDefinition::AggregateUDF(of.func), of.params.args);
+                let mut function = WindowFunction::new(WindowFunctionDefinition::AggregateUDF(of.func), of.params.args);
                 function.params.filter = of.params.filter;
                 function.params.distinct = of.params.distinct;
                 function.params.null_treatment = of.params.null_treatment;

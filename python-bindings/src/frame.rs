@@ -365,8 +365,7 @@ pub(crate) fn join_type(how: &str) -> Result<JoinType> {
         "semi" | "left_semi" => JoinType::LeftSemi,
         "anti" | "left_anti" => JoinType::LeftAnti,
         other => {
-            let message =
-                format!("there is no join `{other}`; it is inner, left, right, full, semi, anti or cross");
+            let message = format!("there is no join `{other}`; it is inner, left, right, full, semi, anti or cross");
             return Err(DataFusionError::Plan(message));
         }
     })

@@ -24,7 +24,9 @@ use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
 use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions};
 use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties as _, PlanProperties};
+use datafusion::physical_plan::{
+    DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties as _, PlanProperties,
+};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use pyo3::exceptions::PyValueError;
@@ -67,7 +69,7 @@ impl Call {
                     let answer = self.function.call1(py, (batch,))?;
                     cdata::batch_from_python(answer.bind(py))
                 });
-                answer.map_err(|error| Raised::new(py, &self.name, error))
+                answer.map_err(|error| Raised::wrap(py, &self.name, error))
             })
         };
         match tokio::runtime::Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
@@ -80,9 +82,12 @@ impl Call {
     fn check(&self, answer: &RecordBatch, offset: usize) -> Result<()> {
         let came = answer.schema();
         let fits = came.fields().len() == self.schema.fields().len() + offset
-            && came.fields().iter().skip(offset).zip(self.schema.fields()).all(|(came, said)| {
-                came.name() == said.name() && came.data_type() == said.data_type()
-            });
+            && came
+                .fields()
+                .iter()
+                .skip(offset)
+                .zip(self.schema.fields())
+                .all(|(came, said)| came.name() == said.name() && came.data_type() == said.data_type());
         match fits {
             true => Ok(()),
             false => internal_err!("`{}` answered with columns {:?}", self.name, came.fields()),
@@ -171,7 +176,9 @@ impl Shape {
         let mut kept = input.clone();
         if counted {
             let rows = answer.column(0).as_primitive_opt::<UInt32Type>();
-            let Some(rows) = rows else { return internal_err!("`{}` answered with rows that are no numbers", self.call.name) };
+            let Some(rows) = rows else {
+                return internal_err!("`{}` answered with rows that are no numbers", self.call.name);
+            };
             check_rows(rows, input.num_rows(), &self.call.name)?;
             if self.keep == Keep::All {
                 kept = take_record_batch(input, rows)?;
@@ -333,7 +340,11 @@ impl ExecutionPlan for PythonExec {
 }
 
 /// Batches of exactly so many rows (the last one fewer), or without copying, of no more than the default.
-fn sized(input: SendableRecordBatchStream, rows: Option<usize>, most: usize) -> BoxStream<'static, Result<RecordBatch>> {
+fn sized(
+    input: SendableRecordBatchStream,
+    rows: Option<usize>,
+    most: usize,
+) -> BoxStream<'static, Result<RecordBatch>> {
     match rows {
         Some(rows) => {
             let gather = Gather { schema: input.schema(), input, rows, held: Vec::new(), count: 0, ended: false };

@@ -33,7 +33,11 @@ pub(crate) fn shared(py: Python<'_>) -> PyResult<Arc<Shared>> {
 /// Opens a session with this configuration file and these settings, and makes it the one that new frames use.
 #[pyfunction]
 #[pyo3(signature = (config, settings))]
-pub(crate) fn configure(py: Python<'_>, config: Option<std::path::PathBuf>, settings: Vec<(String, String)>) -> PyResult<()> {
+pub(crate) fn configure(
+    py: Python<'_>,
+    config: Option<std::path::PathBuf>,
+    settings: Vec<(String, String)>,
+) -> PyResult<()> {
     let read = rowmill_cli::session_options(config, settings).map_err(|reports| from_reports(py, &reports))?;
     let session = Session::try_new(read.options).map_err(|error| from_engine(py, &error))?;
     crate::runtime::set_threads(read.threads)?;

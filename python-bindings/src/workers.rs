@@ -149,9 +149,9 @@ impl Pool {
             match self.once(columns.slice(start, length), number).await {
                 Ok(reply) => {
                     let lost: BTreeSet<u32> = reply.failures.iter().map(|(row, _)| *row).collect();
-                    let owners = reply.source_rows.unwrap_or_else(|| {
-                        (0..length as u32).filter(|row| !lost.contains(row)).collect()
-                    });
+                    let owners = reply
+                        .source_rows
+                        .unwrap_or_else(|| (0..length as u32).filter(|row| !lost.contains(row)).collect());
                     let owners = owners.into_iter().map(|row| row + start as u32).collect();
                     pieces.push((start, reply.output, owners));
                     for (row, failure) in reply.failures {

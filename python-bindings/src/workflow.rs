@@ -121,6 +121,9 @@ pub(crate) fn parse_workflow(py: Python<'_>, name: &str, text: &str, base: Optio
     Ok(PyWorkflow { workflow: Arc::new(workflow), base: base.unwrap_or_else(here) })
 }
 
+/// Names of sources, steps and sinks, and parameters with their types.
+type Parts = (Vec<String>, Vec<String>, Vec<String>, Vec<(String, String)>);
+
 /// What a run is given: parameters as texts, frames for provided sources, names to collect.
 type Given<'py> = (Vec<(String, String)>, HashMap<String, PyFrame>, Vec<String>, Option<PathBuf>);
 
@@ -145,7 +148,7 @@ impl PyWorkflow {
     }
 
     /// Names of sources, steps and sinks, and parameters with their types.
-    fn parts(&self) -> (Vec<String>, Vec<String>, Vec<String>, Vec<(String, String)>) {
+    fn parts(&self) -> Parts {
         let of = &self.workflow;
         (
             of.sources.keys().cloned().collect(),
@@ -179,7 +182,9 @@ impl PyWorkflow {
             "mermaid" => Ok(explained.to_mermaid()),
             "dot" => Ok(explained.to_dot()),
             "json" => serde_json::to_string(&explained).map_err(|error| PyRuntimeError::new_err(error.to_string())),
-            other => Err(PyValueError::new_err(format!("there is no form `{other}`; it is text, mermaid, dot or json"))),
+            other => {
+                Err(PyValueError::new_err(format!("there is no form `{other}`; it is text, mermaid, dot or json")))
+            }
         }
     }
 

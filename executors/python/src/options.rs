@@ -104,9 +104,12 @@ pub struct Limits {
     pub open_files: Option<u64>,
 }
 
+/// A function that takes bytes as they come.
+type Taker = dyn Fn(&[u8]) + Send + Sync;
+
 /// Takes what workers print.
 #[derive(Clone)]
-pub struct Output(pub Arc<dyn Fn(&[u8]) + Send + Sync>);
+pub struct Output(pub Arc<Taker>);
 
 impl Output {
     /// To standard error of this process.
@@ -228,9 +231,9 @@ impl PythonOptions {
         if self.flavors.len() != self.reads.len() {
             return wrong("flavors", "one for each column that is read".to_owned());
         }
-        if let Some((name, _)) = self.env.iter().find(|(name, value)| {
-            name.is_empty() || name.contains(['=', '\0']) || value.contains('\0')
-        }) {
+        if let Some((name, _)) =
+            self.env.iter().find(|(name, value)| name.is_empty() || name.contains(['=', '\0']) || value.contains('\0'))
+        {
             return wrong("env", format!("`{}` is not a variable", name.escape_debug()));
         }
         if self.target.rows == 0 || self.target.in_flight == 0 {

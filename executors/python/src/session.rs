@@ -111,9 +111,7 @@ impl PythonSession {
             }
             Broken::Ended => (FailureCode::Crashed, None),
             Broken::Nonsense(text) => (FailureCode::Decode, Some(text)),
-            Broken::TooLarge(cap) => {
-                (FailureCode::TooLarge, Some(format!("the answer is larger than {cap} bytes")))
-            }
+            Broken::TooLarge(cap) => (FailureCode::TooLarge, Some(format!("the answer is larger than {cap} bytes"))),
         };
         let (how, printed) = process.post_mortem().await;
         let message = message.unwrap_or_else(|| format!("the worker process died {when}: {how}"));

@@ -42,7 +42,7 @@ def step(function: Any = None, *, returns: Any = None, **options: Any) -> Any:
 
     - a function of plain values is called for each row: `def f(price: float, count: int) -> float`;
     - one whose parameters are `pyarrow.Array`, `numpy.ndarray`, `pandas.Series` or `polars.Series` is called for each
-      batch, with columns; so is any function with `batch=`;
+      batch, with columns; so is one without annotations that has `batch=`, with Arrow arrays;
     - an `async def` is awaited for each row, `in_flight` of them at a time on one event loop;
     - a generator (async or not) gives any number of rows for one;
     - a class is made once in each process, when the first rows come, and its `__call__` is one of the above.
@@ -191,7 +191,7 @@ class Step:
             kind = "async"
         elif inspect.isgeneratorfunction(target):
             kind = "generator"
-        elif flavors or self.options.get("batch"):
+        elif flavors or (self.options.get("batch") and not any(name in self._hints for name in self._parameters)):
             kind = "batch"
         else:
             kind = "row"

@@ -230,7 +230,8 @@ unsafe fn import(owner: &Arc<CArray>, array: &CArray, kind: DataType) -> Result<
     let children = match &kind {
         DataType::Dictionary(_, values) => {
             // SAFETY: the producer promises a valid structure for a dictionary, or null.
-            let dictionary = unsafe { array.dictionary.as_ref() }.ok_or_else(|| broken("a dictionary without values"))?;
+            let dictionary =
+                unsafe { array.dictionary.as_ref() }.ok_or_else(|| broken("a dictionary without values"))?;
             // SAFETY: as promised by the caller.
             vec![unsafe { import(owner, dictionary, values.as_ref().clone())? }]
         }

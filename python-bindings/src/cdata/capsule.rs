@@ -139,9 +139,7 @@ pub(crate) fn batch_from_python(object: &Bound<'_, PyAny>) -> PyResult<RecordBat
 }
 
 /// The batches of an object with `__arrow_c_stream__` or `__arrow_c_array__`; `None` where it has neither.
-pub(crate) fn reader_from_python(
-    object: &Bound<'_, PyAny>,
-) -> PyResult<Option<Box<dyn RecordBatchReader + Send>>> {
+pub(crate) fn reader_from_python(object: &Bound<'_, PyAny>) -> PyResult<Option<Box<dyn RecordBatchReader + Send>>> {
     if object.hasattr("__arrow_c_stream__")? {
         let capsule = object.call_method0("__arrow_c_stream__")?;
         let reader = StreamReader::try_new(take::<CStream>(&capsule)?).map_err(wrong)?;

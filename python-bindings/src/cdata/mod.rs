@@ -12,7 +12,9 @@ mod capsule;
 mod schema;
 mod stream;
 
-pub(crate) use capsule::{batch_from_python, batch_to_capsules, reader_from_python, schema_from_python, schema_to_capsule, stream_to_capsule};
+pub(crate) use capsule::{
+    batch_from_python, batch_to_capsules, reader_from_python, schema_from_python, schema_to_capsule, stream_to_capsule,
+};
 
 use arrow::error::ArrowError;
 

@@ -249,12 +249,7 @@ fn text<'a>(text: *const c_char) -> Result<&'a str, ArrowError> {
     unsafe { CStr::from_ptr(text) }.to_str().map_err(|_| broken("a name or a type is not UTF-8"))
 }
 
-fn export(
-    name: &str,
-    kind: &DataType,
-    flags: i64,
-    metadata: &HashMap<String, String>,
-) -> Result<CSchema, ArrowError> {
+fn export(name: &str, kind: &DataType, flags: i64, metadata: &HashMap<String, String>) -> Result<CSchema, ArrowError> {
     let field = |field: &FieldRef| {
         let nullable = if field.is_nullable() { NULLABLE } else { 0 };
         let ordered = if field.dict_is_ordered() == Some(true) { DICTIONARY_ORDERED } else { 0 };
