@@ -67,7 +67,8 @@ def rowmill_row(rows: int, workers: int | None = None):
 
     frame = rowmill.from_arrow(table(rows))
     options = {} if workers is None else {"workers": workers}
-    step = rowmill.step(name="y", **options)(plus_one)
+    # Pure: what may be called again is sent in batches, and not row by row.
+    step = rowmill.step(name="y", effects="pure", **options)(plus_one)
     return lambda: frame.map(step).agg(y=rowmill.col("y").sum()).to_pydict()["y"][0]
 
 

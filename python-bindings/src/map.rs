@@ -43,7 +43,7 @@ use crate::workers::{Pool, Workers};
 /// In an answer: the row of the input that each row belongs to.
 const ROW: &str = "__row";
 /// Rows that a function sees at once where nothing else is said: their columns stay in the processor's cache.
-const SLICE_ROWS: usize = 1 << 16;
+const SLICE_ROWS: usize = 1 << 18;
 /// The same for a worker process: small enough that every process has something to do.
 const WORKER_ROWS: usize = 1 << 12;
 

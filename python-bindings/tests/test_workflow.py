@@ -47,6 +47,11 @@ def test_build_check_explain_run(flights):
     assert "sink report: 1 rows" in repr(run) and "<table>" in run._repr_html_()
 
 
+def test_a_step_without_rows_is_collected_too(flights):
+    run = late(flights).run({"least": 1000}, collect=["late", "by_carrier"], progress=False)
+    assert run.tables["late"].column_names == ["month", "carrier", "delay"] and run.tables["by_carrier"].num_rows == 0
+
+
 def test_yaml_there_and_back(flights):
     text = late(flights).to_yaml()
     again = Workflow.from_yaml(text)

@@ -299,8 +299,9 @@ class DataFrame:
             left, right = _flat([left_on]), _flat([right_on])
             if left_on is None or right_on is None or len(left) != len(right):
                 raise ValueError("a join needs `on`, or as many `left_on` as `right_on`")
-        pairs = ([_column_or_expr(key)._native for key in side] for side in (left, right))
-        return self._then(self._native.join(frame_of(other)._native, *pairs, how, suffix))
+        left_keys = [_column_or_expr(key)._native for key in left]
+        right_keys = [_column_or_expr(key)._native for key in right]
+        return self._then(self._native.join(frame_of(other)._native, left_keys, right_keys, how, suffix))
 
     def pipe(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """`function(frame, ...)`, for chains."""

@@ -511,11 +511,7 @@ class RowStep:
 
     def _rows(self, call: Callable[..., Any], columns: list[list[Any]], count: int) -> pa.RecordBatch:
         values: list[Any] = []
-        if not columns:
-            arguments: Iterable[Any] = iter([()] * count)
-            calls = (call() for _ in arguments)
-        else:
-            calls = map(call, *columns)
+        calls: Iterable[Any] = map(call, *columns) if columns else (call() for _ in range(count))
         # `extend` keeps what came before an exception, so its length is the row that failed, and `map` goes on after.
         try:
             values.extend(calls)

@@ -93,7 +93,7 @@ class Step:
             raise TypeError(f"a step is a function or a class with __call__, not {type(function).__name__}")
         self.function, self.returns, self.options = function, returns, dict(options)
         functools.update_wrapper(self, function, updated=())
-        self.name: str = options.get("name") or getattr(function, "__name__", type(function).__name__)
+        self.name: str = options.get("name") or str(getattr(function, "__name__", type(function).__name__))
         self.effects: str = options.get("effects", "once")
         if self.effects not in ("pure", "idempotent", "once"):
             raise ValueError(f"effects are pure, idempotent or once, not {self.effects!r}")

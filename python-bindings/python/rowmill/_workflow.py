@@ -270,7 +270,20 @@ class Workflow:
         finally:
             if shown is not None:
                 shown.close()
+        for name, batches in report["collected"].items():
+            if batches is None:
+                # No batch came, so nothing told the columns but the workflow itself.
+                report["collected"][name] = self._empty(name, params, vars)
         return _run_of(report, self._base)
+
+    def _empty(self, name: str, params: Mapping[str, Any] | None, vars: Any) -> Any:
+        import json
+
+        from ._functions import schema_of
+
+        nodes = json.loads(self.explain("json", params, vars=vars))["nodes"]
+        columns: list[tuple[str, str]] = next((node["columns"] for node in nodes if node["id"] == name), [])
+        return schema_of(dict(columns)).empty_table()
 
 
 def _run_of(report: dict[str, Any], base: str | None) -> Run:
