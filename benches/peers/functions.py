@@ -129,7 +129,8 @@ def plain_asyncio(rows: int):
         async def one():
             nonlocal total
             for x in each:
-                total += await later(float(x))
+                y = await later(float(x))
+                total += y
 
         await asyncio.gather(*[one() for _ in range(IN_FLIGHT)])
         return total

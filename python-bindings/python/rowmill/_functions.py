@@ -565,9 +565,11 @@ class RowStep:
         failed: dict[int, Exception] = {}
         many = self.kind == "async_generator"
         loop = event_loop()
-        if self._gate is None or self._gate[0] != os.getpid():
-            self._gate = (os.getpid(), asyncio.Semaphore(self.in_flight))
-        gate = self._gate[1]
+        with _LOOP_LOCK:
+            # One gate for all threads of the query.
+            if self._gate is None or self._gate[0] != os.getpid():
+                self._gate = (os.getpid(), asyncio.Semaphore(self.in_flight))
+            gate = self._gate[1]
         each = iter(enumerate(zip(*columns) if columns else iter([()] * count)))
         stop = self.policy.on_error == "fail"
 
@@ -580,7 +582,7 @@ class RowStep:
             for row, arguments in each:
                 async with gate:
                     try:
-                        results[row] = await once(arguments)
+                        results[row] = await once(arguments) if many else await call(*arguments)
                         continue
                     except Exception as error:
                         last = error
