@@ -23,10 +23,11 @@ MAY_USE = {
     "rowmill-features": set(),
     "rowmill-versions": set(),
     "rowmill-examples": set(),
-    "rowmill-items": {"rowmill-step", "rowmill-store", "rowmill-limits"},
+    "rowmill-items": {"rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-cache"},
     "rowmill-step-http": {"rowmill-spec", "rowmill-step"},
     "rowmill-step-lookup": {"rowmill-spec", "rowmill-step"},
     "rowmill-step-command": {"rowmill-spec", "rowmill-step"},
+    "rowmill-step-python": {"rowmill-step"},
     "rowmill-engine": {
         "rowmill-spec", "rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-items",
         "rowmill-cache", "rowmill-features",
@@ -36,14 +37,17 @@ MAY_USE = {
         "rowmill-step-http", "rowmill-step-lookup", "rowmill-step-command",
     },
     "rowmill-cli": {"rowmill", "rowmill-spec"},
+    "rowmill-python": {
+        "rowmill", "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-step-python", "rowmill-cli",
+    },
     "rowmill-benches": {"rowmill", "rowmill-spec"},
 }
 
 # Heavy outsiders have few doors: name prefix -> crates that may depend on it directly.
 DOORS = {
-    "datafusion": {"rowmill-engine", "rowmill", "rowmill-benches", "rowmill-features"},
+    "datafusion": {"rowmill-engine", "rowmill", "rowmill-benches", "rowmill-features", "rowmill-python"},
     "ballista": {"rowmill-scheduler", "rowmill-executor", "rowmill-versions"},
-    "pyo3": {"rowmill-python", "rowmill-versions"},
+    "pyo3": {"rowmill-python"},
     "cudarc": {"rowmill-gpu"},
     "reqwest": {"rowmill-step-http", "rowmill-features"},
     "fred": {"rowmill-cache"},

@@ -21,14 +21,6 @@ pub(crate) struct Settings {
 impl Settings {
     /// Reads every layer.
     pub(crate) fn load(arguments: &Arguments) -> Result<Settings, Diagnostics> {
-        let project = match &arguments.global.config {
-            Some(path) => Some(named(path)?),
-            None => Path::new(PROJECT_FILE).is_file().then(|| named(Path::new(PROJECT_FILE))).transpose()?,
-        };
-        let user = match user_file() {
-            Some(path) if path.is_file() => Some(named(&path)?),
-            _ => None,
-        };
         let mut flags = arguments.global.options.clone();
         let mut flag = |key: &str, value: Option<String>| flags.extend(value.map(|value| (key.to_owned(), value)));
         flag("execution.memory", arguments.global.memory.clone());
@@ -43,6 +35,19 @@ impl Settings {
         if let Command::Run { progress, .. } = &arguments.command {
             flag("output.progress", progress.clone());
         }
+        Settings::from_layers(arguments.global.config.as_deref(), flags)
+    }
+
+    /// Reads every layer; `flags` are settings by key, the strongest layer.
+    pub(crate) fn from_layers(file: Option<&Path>, flags: Vec<(String, String)>) -> Result<Settings, Diagnostics> {
+        let project = match file {
+            Some(path) => Some(named(path)?),
+            None => Path::new(PROJECT_FILE).is_file().then(|| named(Path::new(PROJECT_FILE))).transpose()?,
+        };
+        let user = match user_file() {
+            Some(path) if path.is_file() => Some(named(&path)?),
+            _ => None,
+        };
         let config = Config::load(&config::Inputs {
             user,
             project,

@@ -29,8 +29,7 @@ pub(crate) async fn run(
         Err(code) => return code,
     };
     let cancel = CancellationToken::new();
-    let mut listener = tokio::task::JoinSet::new();
-    listener.spawn(cancel_on_signal(cancel.clone()));
+    listen_for_signals(cancel.clone());
     let progress = Progress::new(settings.progress());
     let outcome = match durable || workflow.durable {
         true => {
@@ -75,6 +74,18 @@ pub(super) fn finish(outcome: Result<RunReport, RunError>, settings: &Settings) 
             }
             exit::CANCELLED
         }
+    }
+}
+
+/// Listens on a thread and a runtime of its own: an operator that computes for long may hold every thread of the run's,
+/// and it is just then that people press Ctrl-C.
+fn listen_for_signals(cancel: CancellationToken) {
+    let listen = move || match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(cancel_on_signal(cancel)),
+        Err(error) => tracing::warn!(%error, "signals will not stop the run cleanly"),
+    };
+    if let Err(error) = std::thread::Builder::new().name("signals".to_owned()).spawn(listen) {
+        tracing::warn!(%error, "signals will not stop the run cleanly");
     }
 }
 
