@@ -161,6 +161,7 @@ fn items(report: &RunReport) -> String {
         })
         .collect();
     let mut text = table(&["step", "items", "outcomes", "attempts", "retries", "calls"], &rows);
+    text.push_str(&picture(report));
     for items in &report.items {
         for sample in &items.samples {
             text.push_str(&format!(
@@ -174,6 +175,44 @@ fn items(report: &RunReport) -> String {
         if all > listed && listed > 0 {
             text.push_str(&format!("  {}: {} more\n", items.step, count(all - listed)));
         }
+    }
+    text
+}
+
+/// Where the items of each step went: a bar of outcomes, each of them at least one sign wide.
+fn picture(report: &RunReport) -> String {
+    const WIDTH: u64 = 48;
+    const SIGNS: [(rowmill::step::Outcome, char); 8] = [
+        (rowmill::step::Outcome::Ok, '█'),
+        (rowmill::step::Outcome::Cached, '▓'),
+        (rowmill::step::Outcome::Defaulted, '▒'),
+        (rowmill::step::Outcome::Skipped, '·'),
+        (rowmill::step::Outcome::DeadLettered, '†'),
+        (rowmill::step::Outcome::Failed, 'x'),
+        (rowmill::step::Outcome::Unknown, '?'),
+        (rowmill::step::Outcome::NotRun, '-'),
+    ];
+    let shown = |items: &&rowmill::ItemsReport| items.counts.items > 0;
+    let width = report.items.iter().filter(shown).map(|items| items.step.chars().count()).max().unwrap_or(0);
+    let mut text = String::new();
+    let mut used = Vec::new();
+    for items in report.items.iter().filter(shown) {
+        let mut bar = String::new();
+        for (outcome, sign) in SIGNS {
+            let many = items.counts.outcomes.get(outcome);
+            if many > 0 {
+                let share = (many * WIDTH / items.counts.items).max(1);
+                bar.extend(std::iter::repeat_n(sign, usize::try_from(share).unwrap_or(1)));
+                if !used.contains(&(outcome, sign)) {
+                    used.push((outcome, sign));
+                }
+            }
+        }
+        text.push_str(&format!("  {:<width$}  {bar}\n", items.step));
+    }
+    if used.len() > 1 {
+        let legend: Vec<String> = used.iter().map(|(outcome, sign)| format!("{sign} {outcome}")).collect();
+        text.push_str(&format!("  {:<width$}  {}\n", "", legend.join("  ")));
     }
     text
 }

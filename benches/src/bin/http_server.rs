@@ -1,0 +1,71 @@
+//! The server that the HTTP benches call: each answer takes a given time and costs next to nothing.
+//!
+//! ```text
+//! rowmill-bench-server PORT [LATENCY_MS] [FAIL_EVERY]
+//! ```
+//! `GET /item/N` is answered with `{"value": N}` after the latency; one request in `FAIL_EVERY` with 503 instead.
+//! `GET /seconds` answers with the fullest one-second window of requests so far, over all starting points.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use parking_lot::Mutex;
+
+struct Server {
+    latency: Duration,
+    fail_every: u64,
+    requests: AtomicU64,
+    window: Mutex<(VecDeque<Instant>, usize)>,
+}
+
+impl Server {
+    /// Notes a request, and the fullest second that has been.
+    fn note(&self) {
+        let now = Instant::now();
+        let mut window = self.window.lock();
+        window.0.push_back(now);
+        while window.0.front().is_some_and(|first| now - *first >= Duration::from_secs(1)) {
+            window.0.pop_front();
+        }
+        window.1 = window.1.max(window.0.len());
+    }
+}
+
+async fn item(Path(item): Path<String>, State(server): State<Arc<Server>>) -> impl IntoResponse {
+    server.note();
+    let number = server.requests.fetch_add(1, Ordering::Relaxed);
+    if !server.latency.is_zero() {
+        tokio::time::sleep(server.latency).await;
+    }
+    if server.fail_every > 0 && number % server.fail_every == server.fail_every - 1 {
+        return (StatusCode::SERVICE_UNAVAILABLE, String::new());
+    }
+    (StatusCode::OK, format!("{{\"value\": {item}}}"))
+}
+
+async fn seconds(State(server): State<Arc<Server>>) -> String {
+    let window = server.window.lock();
+    format!("{{\"requests\": {}, \"fullest_second\": {}}}", server.requests.load(Ordering::Relaxed), window.1)
+}
+
+#[tokio::main]
+async fn main() -> std::io::Result<()> {
+    let mut arguments = std::env::args().skip(1).map(|argument| argument.parse::<u64>().unwrap_or(0));
+    let port = u16::try_from(arguments.next().unwrap_or(8070)).unwrap_or(8070);
+    let server = Arc::new(Server {
+        latency: Duration::from_millis(arguments.next().unwrap_or(10)),
+        fail_every: arguments.next().unwrap_or(0),
+        requests: AtomicU64::new(0),
+        window: Mutex::default(),
+    });
+    let routes = Router::new().route("/item/{item}", get(item)).route("/seconds", get(seconds)).with_state(server);
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
+    axum::serve(listener, routes).await
+}

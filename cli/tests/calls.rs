@@ -1,0 +1,315 @@
+//! Steps that are not SQL, run as a user runs them: outcomes, retries, limits, caches, effects, wrong input.
+
+use std::collections::HashMap;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+
+use crate::support::Scratch;
+
+/// A service that answers on a thread of its own for each connection, and remembers what it was asked.
+struct Service {
+    port: u16,
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+impl Service {
+    /// `answer` gives status and body for a request line's path and how often it was asked before.
+    fn start(answer: impl Fn(&str, usize) -> (u16, String) + Send + Sync + 'static) -> Service {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let seen: Arc<Mutex<Vec<String>>> = Arc::default();
+        let asked: Arc<Mutex<HashMap<String, usize>>> = Arc::default();
+        let (log, answer) = (Arc::clone(&seen), Arc::new(answer));
+        std::thread::spawn(move || {
+            for connection in listener.incoming().flatten() {
+                let (log, asked, answer) = (Arc::clone(&log), Arc::clone(&asked), Arc::clone(&answer));
+                std::thread::spawn(move || serve(connection, &log, &asked, answer.as_ref()));
+            }
+        });
+        Service { port, seen }
+    }
+
+    fn seen(&self) -> Vec<String> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    fn configuration(&self, more: &str) -> String {
+        format!("connections:\n  api: {{kind: http, base_url: 'http://127.0.0.1:{}'{more}}}\n", self.port)
+    }
+}
+
+fn serve(
+    connection: TcpStream,
+    log: &Mutex<Vec<String>>,
+    asked: &Mutex<HashMap<String, usize>>,
+    answer: &(dyn Fn(&str, usize) -> (u16, String) + Send + Sync),
+) {
+    let mut reader = BufReader::new(connection.try_clone().unwrap());
+    let mut writer = connection;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).unwrap_or(0) == 0 {
+            return;
+        }
+        let mut length = 0;
+        loop {
+            let mut header = String::new();
+            if reader.read_line(&mut header).unwrap_or(0) == 0 {
+                return;
+            }
+            if header.trim().is_empty() {
+                break;
+            }
+            if let Some(value) = header.to_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).unwrap();
+        let mut words = line.split_whitespace();
+        let (method, path) = (words.next().unwrap().to_owned(), words.next().unwrap().to_owned());
+        let before = {
+            let mut asked = asked.lock().unwrap();
+            let before = asked.entry(path.clone()).or_default();
+            *before += 1;
+            *before - 1
+        };
+        log.lock().unwrap().push(format!("{method} {path}"));
+        let (status, text) = answer(&path, before);
+        let retry = if status == 429 { "Retry-After: 0\r\n" } else { "" };
+        let head = format!("HTTP/1.1 {status} Status\r\nContent-Length: {}\r\n{retry}\r\n", text.len());
+        if writer.write_all(head.as_bytes()).and_then(|()| writer.write_all(text.as_bytes())).is_err() {
+            return;
+        }
+    }
+}
+
+fn number(path: &str) -> u64 {
+    path.rsplit('/').next().unwrap().parse().unwrap()
+}
+
+const WORKFLOW: &str = "
+rowmill: 1
+name: calls
+sources: {numbers: {range: {end: 200}}}
+steps:
+  called:
+    http:
+      from: numbers
+      connection: api
+      path: /item/{value}
+      response: {answer: {json: /answer, type: int64}}
+    retry: {attempts: 4, initial_backoff: 1ms}
+POLICY
+sinks: {out: {from: called, path: out.csv}}
+";
+
+fn workflow(policy: &str) -> String {
+    WORKFLOW.replace("POLICY", policy)
+}
+
+fn outcomes(report: &Value) -> &Value {
+    &report["items"][0]["outcomes"]
+}
+
+#[test]
+fn items_that_fail_are_dead_lettered_and_the_rest_is_written() {
+    let service = Service::start(|path, _| match number(path) % 10 {
+        3 => (404, "{}".to_owned()),
+        _ => (200, format!("{{\"answer\": {}}}", number(path) * 2)),
+    });
+    let space = Scratch::new();
+    space.write("flow.yaml", &workflow("    on_error: dead_letter"));
+    space.write("rowmill.yaml", &service.configuration(""));
+    let done = space.rowmill(&["run", "flow.yaml", "--output", "json"]);
+    assert_eq!(done.code, 3, "{}{}", done.out, done.err);
+    let report: Value = serde_json::from_str(&done.out).unwrap();
+    assert_eq!(outcomes(&report)["ok"], 180);
+    assert_eq!(outcomes(&report)["dead_lettered"], 20);
+    assert_eq!(report["outcome"], "succeeded_with_failures");
+    let text = std::fs::read_to_string(space.path("out.csv")).unwrap();
+    assert_eq!(text.lines().count(), 181);
+    assert!(text.lines().any(|line| line == "7,14"), "{text}");
+    assert!(!text.lines().any(|line| line.starts_with("13,")));
+    assert_eq!(service.seen().len(), 200);
+}
+
+#[test]
+fn the_first_failure_stops_a_run_that_says_nothing_else() {
+    let service = Service::start(|path, _| match number(path) {
+        50 => (400, "{\"error\": \"no such thing\"}".to_owned()),
+        other => (200, format!("{{\"answer\": {other}}}")),
+    });
+    let space = Scratch::new();
+    space.write("flow.yaml", &workflow(""));
+    space.write("rowmill.yaml", &service.configuration(""));
+    let done = space.rowmill(&["run", "flow.yaml"]);
+    assert_eq!(done.code, 1, "{}", done.err);
+    assert!(done.err.contains("RM0610") && done.err.contains("`called`"), "{}", done.err);
+    assert!(done.err.contains("400"), "{}", done.err);
+    assert!(!space.path("out.csv").exists());
+}
+
+#[test]
+fn what_passes_is_tried_again() {
+    let service = Service::start(|path, before| match (number(path) % 4, before) {
+        (0, 0) => (503, "later".to_owned()),
+        (1, 0 | 1) => (429, "slower".to_owned()),
+        _ => (200, format!("{{\"answer\": {}}}", number(path))),
+    });
+    let space = Scratch::new();
+    space.write("flow.yaml", &workflow(""));
+    space.write("rowmill.yaml", &service.configuration(""));
+    let done = space.rowmill(&["run", "flow.yaml", "--output", "json"]);
+    assert_eq!(done.code, 0, "{}{}", done.out, done.err);
+    let report: Value = serde_json::from_str(&done.out).unwrap();
+    assert_eq!(outcomes(&report)["ok"], 200);
+    assert_eq!(service.seen().len(), 50 * 2 + 50 * 3 + 100);
+}
+
+#[test]
+fn too_many_failures_stop_the_run() {
+    let service = Service::start(|path, _| match number(path) % 2 {
+        0 => (400, String::new()),
+        _ => (200, "{\"answer\": 1}".to_owned()),
+    });
+    let space = Scratch::new();
+    space.write("flow.yaml", &workflow("    on_error: skip\n    max_errors: 10"));
+    space.write("rowmill.yaml", &service.configuration(""));
+    let done = space.rowmill(&["run", "flow.yaml"]);
+    assert_eq!(done.code, 1, "{}", done.err);
+    assert!(done.err.contains("RM0611"), "{}", done.err);
+}
+
+#[test]
+fn a_default_stands_in_for_what_failed() {
+    let service = Service::start(|path, _| match number(path) {
+        9 => (500, String::new()),
+        other => (200, format!("{{\"answer\": {other}}}")),
+    });
+    let space = Scratch::new();
+    space.write("flow.yaml", &workflow("    on_error: {default: {answer: -1}}"));
+    space.write("rowmill.yaml", &service.configuration(""));
+    let done = space.rowmill(&["run", "flow.yaml", "--output", "json"]);
+    assert_eq!(done.code, 0, "{}{}", done.out, done.err);
+    assert!(std::fs::read_to_string(space.path("out.csv")).unwrap().lines().any(|line| line == "9,-1"));
+}
+
+#[test]
+fn results_are_cached_on_disk_and_equal_items_are_sent_once() {
+    let service = Service::start(|path, _| (200, format!("{{\"answer\": {}}}", number(path))));
+    let space = Scratch::new();
+    let text = workflow("    cache: {tier: disk}")
+        .replace("from: numbers", "from: tens")
+        .replace("steps:", "steps:\n  tens: {sql: 'SELECT value % 10 AS value, value AS n FROM numbers'}");
+    space.write("flow.yaml", &text);
+    space.write("rowmill.yaml", &service.configuration(""));
+    for round in 0..2 {
+        let done = space.rowmill(&["run", "flow.yaml", "--output", "json"]);
+        assert_eq!(done.code, 0, "{}{}", done.out, done.err);
+        let report: Value = serde_json::from_str(&done.out).unwrap();
+        let cached = outcomes(&report)["cached"].as_u64().unwrap_or(0);
+        let ok = outcomes(&report)["ok"].as_u64().unwrap_or(0);
+        assert_eq!(cached + ok, 200, "{report}");
+        assert_eq!(std::fs::read_to_string(space.path("out.csv")).unwrap().lines().count(), 201);
+        // Two partitions may each ask once before either has stored its answers.
+        assert!(service.seen().len() <= 20, "round {round}: {}", service.seen().len());
+        if round == 1 {
+            assert_eq!(ok, 0, "{report}");
+        }
+    }
+}
+
+#[test]
+fn a_lookup_keeps_duplicates_and_misses() {
+    let space = Scratch::new();
+    let database = space.path("planes.db");
+    let script = "import sqlite3,sys; d=sqlite3.connect(sys.argv[1]); d.execute('create table t(k integer, v text)'); \
+                  d.executemany('insert into t values(?,?)',[(1,'a'),(1,'b'),(3,'c')]); d.commit()";
+    let made = std::process::Command::new("python3").args(["-c", script]).arg(&database).status().unwrap();
+    assert!(made.success());
+    space.write("rowmill.yaml", &format!("connections: {{db: {{kind: sqlite, url: \"sqlite:{}\"}}}}\n", database.display()));
+    space.write(
+        "flow.yaml",
+        "
+rowmill: 1
+name: lookups
+sources: {numbers: {range: {end: 5}}}
+steps:
+  twice: {sql: 'SELECT value FROM numbers UNION ALL SELECT value FROM numbers WHERE value = 3'}
+  found:
+    lookup: {from: twice, connection: db, query: 'SELECT v FROM t WHERE k = {value}', types: {v: string}, on_missing: 'null', matches: all}
+sinks: {out: {from: found, path: out.csv}}
+",
+    );
+    let done = space.rowmill(&["run", "flow.yaml"]);
+    assert_eq!(done.code, 0, "{}{}", done.out, done.err);
+    let text = std::fs::read_to_string(space.path("out.csv")).unwrap();
+    let mut lines: Vec<&str> = text.lines().skip(1).collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["0,", "1,a", "1,b", "2,", "3,c", "3,c", "4,"]);
+}
+
+#[test]
+fn a_durable_run_leaves_a_ledger_that_can_be_asked() {
+    let service = Service::start(|path, _| match number(path) {
+        17 => (404, String::new()),
+        other => (200, format!("{{\"answer\": {other}}}")),
+    });
+    let space = Scratch::new();
+    space.write("flow.yaml", &workflow("    on_error: dead_letter"));
+    space.write("rowmill.yaml", &format!("{}state: {{chunk_rows: 30}}\n", service.configuration("")));
+    let done = space.rowmill(&["run", "flow.yaml", "--durable"]);
+    assert_eq!(done.code, 3, "{}{}", done.out, done.err);
+    assert_eq!(std::fs::read_to_string(space.path("out.csv")).unwrap().lines().count(), 200);
+    let items =
+        space.rowmill(&["items", "last", "--format", "csv", "--sql", "SELECT step, outcome, code, item FROM items"]);
+    assert_eq!(items.code, 0, "{}", items.err);
+    assert!(items.out.contains("called,dead_lettered,not_found"), "{}", items.out);
+    let runs = space.rowmill(&["runs", "--output", "json"]);
+    let runs: Value = serde_json::from_str(&runs.out).unwrap();
+    assert_eq!(runs["runs"][0]["status"], "succeeded_with_failures");
+    let again = space.rowmill(&["resume", "last"]);
+    assert_eq!(again.code, 1, "{}", again.err);
+    assert!(again.err.contains("RM0804"), "{}", again.err);
+    let gone = space.rowmill(&["gc", "--older-than", "0s"]);
+    assert_eq!(gone.code, 0, "{}", gone.err);
+    assert!(gone.out.contains("removed 1 runs"), "{}", gone.out);
+}
+
+#[test]
+fn what_is_wrong_with_a_step_is_said_before_anything_runs() {
+    let service = Service::start(|_, _| (200, "{}".to_owned()));
+    let space = Scratch::new();
+    space.write("rowmill.yaml", &service.configuration(""));
+    for (from, to, code, word) in [
+        ("connection: api", "connection: apj", "RM0411", "apj"),
+        ("{value}", "{valve}", "RM0304", "valve"),
+        ("from: numbers", "from: number", "RM0204", "number"),
+        ("answer: {json", "value: {json", "RM0311", "value"),
+    ] {
+        space.write("flow.yaml", &workflow("").replace(from, to));
+        let done = space.rowmill(&["check", "flow.yaml"]);
+        assert_eq!(done.code, 1, "{from}: {}{}", done.out, done.err);
+        assert!(done.err.contains(code) && done.err.contains(word), "{from}: {}", done.err);
+    }
+    assert!(service.seen().is_empty());
+}
+
+#[test]
+fn a_step_that_is_made_once_runs_to_its_end_whoever_reads_it() {
+    let service = Service::start(|path, _| (200, format!("{{\"answer\": {}}}", number(path))));
+    let space = Scratch::new();
+    let text = workflow("  few: {sql: SELECT * FROM called WHERE false}")
+        .replace("path: /item/{value}", "method: POST\n      path: /item/{value}")
+        .replace("from: called, path", "from: few, path");
+    space.write("flow.yaml", &text);
+    space.write("rowmill.yaml", &service.configuration(""));
+    let done = space.rowmill(&["run", "flow.yaml"]);
+    assert_eq!(done.code, 0, "{}{}", done.out, done.err);
+    assert_eq!(service.seen().len(), 200);
+    assert_eq!(std::fs::read_to_string(space.path("out.csv")).unwrap().lines().count(), 1);
+}
