@@ -1,6 +1,6 @@
 """HTTP for each item: `rowmill run` beside `wrk` on the same server, in pairs, medians printed.
 
-    python3 benches/peers/http.py --target target/release [--items 100000] [--pairs 3] [--in-flight 256]
+    python3 benches/peers/calls.py --target target/release [--items 100000] [--pairs 3] [--in-flight 256]
 
 `wrk` makes as many requests a second as the server and the machine give to so many connections; Rowmill's rate counts
 from the first to the last item of a whole run, with per-item outcomes. Further: a cap of 1,000 requests a second, with
