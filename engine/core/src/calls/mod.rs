@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use describe::describe;
 pub use exec::CallExec;
+pub(crate) use policy::default_row;
 
 /// What steps that are not SQL need of the process.
 #[derive(Debug, Clone)]
