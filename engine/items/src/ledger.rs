@@ -131,8 +131,11 @@ impl Ledger {
         self.state.lock().samples.clone()
     }
 
-    /// Adds items of one unit.
-    pub(crate) fn record(&self, input: &RecordBatch, ids: &ItemIds, losses: &[Loss]) -> Result<(), LedgerError> {
+    /// Adds items of one unit, or batch, of the input; `ids` are those of all its rows.
+    ///
+    /// # Errors
+    /// When its file cannot be written, or it was finished before.
+    pub fn record(&self, input: &RecordBatch, ids: &ItemIds, losses: &[Loss]) -> Result<(), LedgerError> {
         let batch = self.batch(input, ids, losses).map_err(|error| self.error(&error))?;
         let mut state = self.state.lock();
         if state.finished {

@@ -25,7 +25,7 @@ use crate::effects::{ChunkLog, RowCodec};
 use crate::ledger::Ledger;
 use crate::policy::StepPolicy;
 use crate::sessions::Slots;
-use crate::tally::Tally;
+use crate::tally::{Tally, TallySnapshot};
 
 /// Any error of the input, and [`StepStopped`] for the step's own end.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -285,19 +285,10 @@ impl StepOperator {
 
     /// Stops the run when more failed than may.
     pub(crate) fn judge_errors(&self, last: Option<&Failure>, at_end: bool) {
-        let Some(limit) = &self.policy.max_errors else { return };
-        let counts = self.tally.snapshot();
-        let (errors, seen) = (counts.errors(), counts.seen());
-        if limit.exceeded(errors, seen, at_end) {
-            let limit = match limit {
-                MaxErrors::Count(most) => most.to_string(),
-                MaxErrors::Share { share, .. } => format!("{}%", share * 100.0),
-            };
-            let last = match last {
-                Some(failure) => format!("{}: {}", failure.code(), failure.message()),
-                None => "see the ledger".to_owned(),
-            };
-            self.stop(StopReason::TooMany { errors, items: seen, limit, last });
+        if let Some(limit) = &self.policy.max_errors
+            && let Some(reason) = too_many(limit, &self.tally.snapshot(), last, at_end)
+        {
+            self.stop(reason);
         }
     }
 
@@ -309,6 +300,24 @@ impl StepOperator {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
     }
+}
+
+/// Why the step has to stop, if more of its items failed than `limit` allows. `last` is the last failure, where it is
+/// known; `at_end` says that no more items come.
+pub fn too_many(limit: &MaxErrors, counts: &TallySnapshot, last: Option<&Failure>, at_end: bool) -> Option<StopReason> {
+    let (errors, seen) = (counts.errors(), counts.seen());
+    if !limit.exceeded(errors, seen, at_end) {
+        return None;
+    }
+    let limit = match limit {
+        MaxErrors::Count(most) => most.to_string(),
+        MaxErrors::Share { share, .. } => format!("{}%", share * 100.0),
+    };
+    let last = match last {
+        Some(failure) => format!("{}: {}", failure.code(), failure.message()),
+        None => "see the ledger".to_owned(),
+    };
+    Some(StopReason::TooMany { errors, items: seen, limit, last })
 }
 
 /// Leave to make one call, from every limit that was asked.

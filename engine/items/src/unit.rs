@@ -64,14 +64,16 @@ pub(crate) struct Piece {
 }
 
 /// An item that gives no row by itself.
-#[derive(Debug)]
-pub(crate) struct Loss {
-    pub(crate) row: u32,
-    /// `None` for items that the step was told to drop.
-    pub(crate) failure: Option<Failure>,
-    pub(crate) attempts: u32,
+#[derive(Debug, Clone)]
+pub struct Loss {
+    /// Its row in the unit, or batch, that it came in.
+    pub row: u32,
+    /// Why; `None` for items that the step was told to drop.
+    pub failure: Option<Failure>,
+    /// Attempts that were made.
+    pub attempts: u32,
     /// As the error policy decided.
-    pub(crate) outcome: Outcome,
+    pub outcome: Outcome,
 }
 
 /// A slice of the input on its way.

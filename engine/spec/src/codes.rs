@@ -294,6 +294,11 @@ TOO_MANY_STEPS = "RM0208" {
         "Whoever reads the step could not tell the columns apart.",
         "Give each a name of its own: `... AS name`.",
     }
+    NOT_ROW_WISE = "RM0312" {
+        "an error policy on a query that is not row-wise",
+        "`on_error` and `max_errors` speak of single rows, so on a `sql` step they need a query that makes each of its rows from one row of one input: columns, expressions and WHERE. A join, an aggregate, DISTINCT, ORDER BY, LIMIT, a window, UNION, unnest or a subquery leaves no row to blame.",
+        "Put the conversions that may fail into a SQL step of their own with the error policy, and let the wide query read that step.",
+    }
 
     // RM04xx: parameters, variables and configuration.
     UNKNOWN_PARAM = "RM0401" {

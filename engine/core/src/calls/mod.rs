@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 pub use caches::{CacheOptions, Caches, RedisUrl};
 pub use describe::describe;
 pub use exec::CallExec;
+pub(crate) use policy::default_row;
 
 /// What steps that are not SQL need of the process.
 #[derive(Debug, Clone)]

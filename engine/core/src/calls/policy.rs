@@ -48,7 +48,7 @@ pub(super) fn policy(
 }
 
 /// One row of the step's columns out of `on_error: {default: {...}}`; columns that are not named are null.
-fn default_row(
+pub(crate) fn default_row(
     step: &Step,
     values: &IndexMap<String, RawValue>,
     adds: &SchemaRef,
@@ -61,7 +61,7 @@ fn default_row(
             errors.push(
                 Diagnostic::error("RM0304", format!("step `{name}` has no column `{column}` to give a default"))
                     .at(value.name.span, "")
-                    .help(format!("it adds {}", known.join(", "))),
+                    .help(format!("it makes {}", known.join(", "))),
             );
         }
     }

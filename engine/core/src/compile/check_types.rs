@@ -18,10 +18,12 @@ use datafusion::sql::sqlparser::ast::{Expr as SqlExpr, Ident, visit_expressions_
 use indexmap::IndexMap;
 use rowmill_spec::{Diagnostic, MappedText, ResourceClass, StepKind, Workflow};
 
+use rowmill_items::Tally;
 use rowmill_step::Effects;
 
 use super::Reports;
 use super::bind_values::Bound;
+use super::guard_steps::{guard, is_guarded};
 use super::open_sources::OpenedSources;
 use super::resolve_names::Names;
 use super::sql_errors::planning_error;
@@ -30,6 +32,7 @@ use super::typed_lists::with_typed_lists;
 use crate::calls::describe::columns;
 use crate::calls::{Call, Host, describe};
 use crate::plan::edge::EdgeTable;
+use crate::plan::guarded::Guard;
 use crate::plan::meter::{Meter, MeterNode};
 
 /// SQL steps fused into one query at most: planning time grows with the square of it.
@@ -57,23 +60,42 @@ pub struct CheckedStep {
 pub enum Body {
     /// Its analysed plan, from the boundaries of the steps below it.
     Query(LogicalPlan),
+    /// It is SQL with an error policy.
+    Guarded(Arc<Guard>),
     /// It is not SQL.
     Call(Arc<Call>),
 }
 
 impl CheckedStep {
-    /// Its query, if it is SQL.
+    /// Its query, if it is simply SQL.
     pub fn query(&self) -> Option<&LogicalPlan> {
         match &self.body {
             Body::Query(plan) => Some(plan),
-            Body::Call(_) => None,
+            Body::Guarded(_) | Body::Call(_) => None,
+        }
+    }
+
+    /// What is known of a SQL step with an error policy.
+    pub fn guard(&self) -> Option<&Arc<Guard>> {
+        match &self.body {
+            Body::Guarded(guard) => Some(guard),
+            Body::Query(_) | Body::Call(_) => None,
+        }
+    }
+
+    /// The counts of its items, if its items have outcomes.
+    pub fn tally(&self) -> Option<&Arc<Tally>> {
+        match &self.body {
+            Body::Query(_) => None,
+            Body::Guarded(guard) => Some(&guard.tally),
+            Body::Call(call) => Some(&call.tally),
         }
     }
 
     /// What is known of a step that is not SQL.
     pub fn call(&self) -> Option<&Arc<Call>> {
         match &self.body {
-            Body::Query(_) => None,
+            Body::Query(_) | Body::Guarded(_) => None,
             Body::Call(call) => Some(call),
         }
     }
@@ -174,7 +196,21 @@ pub async fn check(
             continue;
         };
         let statement = with_typed_lists(match_case(statement, &inputs), bound);
-        let plan = match plan_query(state, statement, bound).await {
+        let guarded = is_guarded(step);
+        // A guarded step's query is planned over a stand-in for its input, which is planned apart.
+        let behind = match parsed.reads.as_slice() {
+            [read] if guarded => tables.get(read).map(|table| (read, table)),
+            _ => None,
+        };
+        if let (Some((read, _)), Some(input)) = (&behind, inputs.first()) {
+            let stand_in = EdgeTable::new(Arc::from(read.as_str()), Arc::clone(input), false);
+            tables.insert(read, Arc::new(stand_in));
+        }
+        let planned = plan_query(state, statement, bound).await;
+        if let Some((read, table)) = behind {
+            tables.insert(read, table);
+        }
+        let plan = match planned {
             Ok(plan) => plan,
             Err(error) => {
                 reports.push(planning_error(name, &sql.text, &error));
@@ -183,6 +219,26 @@ pub async fn check(
         };
         if let Some(report) = check_columns(name, &sql.text, &plan) {
             reports.push(report);
+            continue;
+        }
+        if guarded {
+            match guard(step, &sql.text, &parsed.reads, plan, state) {
+                Ok(guard) => {
+                    let class = class_of(step.resources.class.as_ref().map(|class| &class.value));
+                    let schema = Arc::clone(&guard.schema);
+                    let table = Arc::new(EdgeTable::new(Arc::from(name.as_str()), Arc::clone(&schema), false));
+                    tables.insert(name, Arc::clone(&table) as _);
+                    let edge = match consumers > 1 {
+                        true => EdgeKind::Spooled(table),
+                        false => EdgeKind::Streamed(table),
+                    };
+                    checked.meters.insert(name.clone(), meter);
+                    let body = Body::Guarded(Arc::new(guard));
+                    let reads = parsed.reads.clone();
+                    checked.steps.insert(name.clone(), CheckedStep { reads, schema, body, class, edge, fused: 1 });
+                }
+                Err(errors) => errors.into_iter().for_each(|error| reports.push(error)),
+            }
             continue;
         }
         let schema: SchemaRef = Arc::clone(plan.schema().inner());

@@ -19,6 +19,7 @@ pub mod bind_values;
 pub mod check_types;
 pub mod cut_segments;
 pub mod explain;
+mod guard_steps;
 pub mod open_sources;
 pub mod plan_segments;
 pub mod resolve_names;

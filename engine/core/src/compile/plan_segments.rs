@@ -25,6 +25,7 @@ use super::cut_segments::Root;
 use super::{Compiled, Inputs};
 use crate::calls::{Call, CallExec, RunScope, RunningStep};
 use crate::plan::edge::{EdgeTable, Producer};
+use crate::plan::guarded::{Guard, GuardedNode};
 use crate::plan::meter::{Meter, MeterExec, MeterNode};
 use crate::plan::spool::{Spool, SpoolExec};
 use crate::sinks::StagedSink;
@@ -95,6 +96,8 @@ pub(crate) fn optimize_segments(compiled: &Compiled, inputs: &Inputs, staged: &[
                 let demand = demands.remove(name).unwrap_or_default();
                 let produced = match compiled.steps.get(name).map(|step| &step.body) {
                     Some(Body::Call(call)) => call_input(compiled, inputs, call, &demand)?,
+                    // All of its columns are made, whoever reads it: what fails does not hang on that.
+                    Some(Body::Guarded(guard)) => guarded(compiled, inputs, guard)?,
                     _ => narrowed(compiled, name, &demand)?,
                 };
                 demands.insert(name.clone(), demand);
@@ -123,6 +126,11 @@ async fn plan_all(compiled: &Compiled, inputs: &Inputs, staged: &[StagedSink], s
     let Optimized { plans, recursive } = optimize_segments(compiled, inputs, staged)?;
     let mut planned = Planned::default();
     for (segment, logical) in compiled.cut.segments.iter().zip(plans) {
+        if let Root::Step(name) = &segment.root
+            && let Some(guard) = compiled.steps.get(name).and_then(|step| step.guard())
+        {
+            guard.begin(scope.folder.join(format!("{name}.ledger.arrow")), &scope.host.redactor)?;
+        }
         let mut plan = state.query_planner().create_physical_plan(&logical, state).await?;
         let Root::Step(name) = &segment.root else {
             planned.roots.push(PlannedSink { root: segment.root.clone(), logical, plan });
@@ -192,6 +200,16 @@ fn call_input(compiled: &Compiled, inputs: &Inputs, call: &Call, demand: &Demand
     let columns = rows.schema().columns();
     let kept = kept.into_iter().filter_map(|at| columns.get(at).cloned()).map(Expr::Column);
     LogicalPlanBuilder::from(rows).project(kept.collect::<Vec<_>>())?.build()
+}
+
+/// A SQL step with an error policy over the columns that it takes.
+fn guarded(compiled: &Compiled, inputs: &Inputs, guard: &Arc<Guard>) -> Result<LogicalPlan> {
+    let rows = rows_of(compiled, inputs, &guard.from)?;
+    let columns = rows.schema().columns();
+    let kept = guard.columns.iter().filter_map(|at| columns.get(*at).cloned()).map(Expr::Column);
+    let input = LogicalPlanBuilder::from(rows).project(kept.collect::<Vec<_>>())?.build()?;
+    let meter = compiled.meters.get(guard.step.as_ref()).map_or_else(|| Arc::new(Meter::default()), Arc::clone);
+    Ok(MeterNode::wrap(Arc::clone(&guard.step), meter, GuardedNode::wrap(guard, input)?))
 }
 
 /// The rows of a step or source, as a plan for a sink.

@@ -15,6 +15,11 @@ pub struct StepTables {
 }
 
 impl StepTables {
+    /// The table of a name.
+    pub fn get(&self, name: &str) -> Option<Arc<dyn TableProvider>> {
+        self.tables.read().get(&name.to_lowercase()).cloned()
+    }
+
     /// Adds a table.
     pub fn insert(&self, name: &str, table: Arc<dyn TableProvider>) {
         self.tables.write().insert(name.to_lowercase(), table);

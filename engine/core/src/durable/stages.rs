@@ -1,7 +1,7 @@
 //! The stages of a durable run, one after the other: chunks in, chunks through a step, sinks at the end.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,12 +15,15 @@ use futures::future::{BoxFuture, try_join_all};
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use indexmap::IndexMap;
 use parking_lot::Mutex;
-use rowmill_items::{BoxError, ChunkLog, EffectWriter, Ledger, LedgerSample, Scope, StepOperator, StepStopped, Tally};
+use rowmill_items::{
+    BoxError, ChunkLog, EffectWriter, Ledger, LedgerSample, Scope, StepOperator, StepStopped, Tally, TallySnapshot,
+};
 use rowmill_spec::{Diagnostic, Fault};
 use rowmill_store::{
     ChunkCommit, ChunkSpec, CommitResult, CommittedChunk, Fence, NewStage, PageRequest, RunId, StageId, StageStatus,
     StepCounts,
 };
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::chunks::{ChunkFile, ChunkScanExec, ChunkWriter, read_chunk, write_chunks};
@@ -33,6 +36,7 @@ use crate::compile::plan_segments::optimize_segments;
 use crate::compile::{Compiled, Inputs, Planned, PlannedSink};
 use crate::local::{self, ItemsReport, Observer, RunReport};
 use crate::plan::edge::Producer;
+use crate::plan::guarded::Guard;
 use crate::runtime::Engine;
 
 /// How long a call to the run store is repeated while it says that another try can help.
@@ -82,6 +86,14 @@ impl From<local::Stop> for Stop {
     }
 }
 
+/// What is kept of a guarded step's outcomes, beside its first chunk.
+#[derive(Debug, Serialize, Deserialize)]
+struct KeptOutcomes {
+    counts: TallySnapshot,
+    /// Relative to the run's folder.
+    ledger: Option<String>,
+}
+
 /// One attempt to bring a run to its end.
 pub(super) struct Work<'a> {
     pub(super) engine: &'a Engine,
@@ -129,15 +141,14 @@ impl Work<'_> {
         let sinks = local::publish(self.compiled, staged, &done.written).await;
         let sinks = sinks.map_err(|report| Stop::Report(Box::new(report)))?;
         let samples = attempt.samples.into_inner();
-        let items: Vec<ItemsReport> = self
-            .compiled
-            .steps
-            .values()
-            .filter_map(|step| step.call())
-            .map(|call| ItemsReport {
-                step: call.step.to_string(),
-                counts: call.tally.snapshot(),
-                samples: samples.get(call.step.as_ref()).cloned().unwrap_or_default(),
+        let steps = self.compiled.steps.iter();
+        let items: Vec<ItemsReport> = steps
+            .filter_map(|(name, step)| {
+                Some(ItemsReport {
+                    step: name.clone(),
+                    counts: step.tally()?.snapshot(),
+                    samples: samples.get(name).cloned().unwrap_or_default(),
+                })
             })
             .collect();
         let mut counts = rowmill_store::OutcomeCounts::default();
@@ -182,7 +193,17 @@ impl Work<'_> {
                     let print = fingerprint(&format!("{name} {}", logical.display_indent()));
                     let stage = self.stage(&mut next_stage, name, step.class.as_str(), print).await?;
                     let schema = plan.schema();
-                    let chunks = self.rows(attempt, stage, name, plan).await?;
+                    let chunks = self.rows(attempt, stage, name, plan, None).await?;
+                    self.scan(name, &chunks, schema)
+                }
+                // Its outcomes are kept with its rows, so it is a stage whoever reads it.
+                (Body::Guarded(guard), _) => {
+                    let print = fingerprint(&format!("{name} {}", logical.display_indent()));
+                    let stage = self.stage(&mut next_stage, name, step.class.as_str(), print).await?;
+                    let ledger = self.stage_folder(stage, name).join(format!("{}.ledger.arrow", self.fence.token));
+                    guard.begin(ledger, &attempt.scope.host.redactor)?;
+                    let schema = plan.schema();
+                    let chunks = self.rows(attempt, stage, name, plan, Some(guard.as_ref())).await?;
                     self.scan(name, &chunks, schema)
                 }
                 (Body::Call(call), _) => {
@@ -190,7 +211,7 @@ impl Work<'_> {
                     let input = format!("{name}.input");
                     let stage = self.stage(&mut next_stage, &input, "cpu", print.clone()).await?;
                     let schema = plan.schema();
-                    let chunks = self.rows(attempt, stage, &input, plan).await?;
+                    let chunks = self.rows(attempt, stage, &input, plan, None).await?;
                     let kind = call.executor.describe().fingerprint.0;
                     let print = fingerprint(&format!("{name} {print} {kind:?}"));
                     let stage = self.stage(&mut next_stage, name, step.class.as_str(), print).await?;
@@ -285,34 +306,55 @@ impl Work<'_> {
         stage: StageId,
         name: &str,
         plan: Arc<dyn ExecutionPlan>,
+        guard: Option<&Guard>,
     ) -> Result<Vec<CommittedChunk>, Stop> {
+        let mut made_now = false;
         if !self.is_sealed(stage).await? {
             self.status(stage, StageStatus::Running).await?;
             patiently!(self.durable.store.drop_unsealed_chunks(&self.fence, stage))?;
             let files = tokio::select! {
-                files = self.make_rows(stage, name, plan) => files?,
+                files = self.make_rows(stage, name, plan, guard.is_some()) => files?,
                 () = attempt.cancel.cancelled() => return Err(Stop::Cancelled),
             };
-            let specs: Vec<ChunkSpec> = (0..).zip(&files).map(|(chunk, file)| self.spec(chunk, file)).collect();
+            let mut specs: Vec<ChunkSpec> = (0..).zip(&files).map(|(chunk, file)| self.spec(chunk, file)).collect();
+            if let (Some(guard), Some(first)) = (guard, specs.first_mut()) {
+                first.payload = self.outcomes(attempt, guard)?;
+            }
+            made_now = true;
             patiently!(self.durable.store.put_chunks(&self.fence, stage, &specs, true))?;
         }
-        let committed = self.committed(stage).await?;
         let specs = self.manifest(stage).await?;
+        let kept: Option<KeptOutcomes> =
+            guard.and(specs.first()).and_then(|first| serde_json::from_slice(&first.payload).ok());
+        if let (Some(guard), Some(kept), false) = (guard, &kept, made_now) {
+            guard.tally.merge(&kept.counts);
+            if let Some(meter) = self.compiled.meters.get(name) {
+                let sum = |of: fn(&ChunkSpec) -> Option<u64>| specs.iter().filter_map(of).sum();
+                meter.add(sum(|spec| spec.row_count), sum(|spec| spec.size_bytes));
+            }
+        }
+        let committed = self.committed(stage).await?;
         if committed.len() == specs.len() {
             return Ok(committed);
         }
         // Sealed and not committed: its files were on disk before the seal.
         let commits: Vec<ChunkCommit> = specs
             .iter()
-            .map(|spec| ChunkCommit {
-                chunk: stage.chunk(spec.chunk),
-                attempt: self.attempt_number(),
-                output: spec.path.clone(),
-                ledger: None,
-                rows_out: spec.row_count.unwrap_or(0),
-                bytes_out: spec.size_bytes.unwrap_or(0),
-                counts: Vec::new(),
-                payload: Vec::new(),
+            .map(|spec| {
+                // All outcomes of the stage are in its first chunk's commit.
+                let kept = kept.as_ref().filter(|_| spec.chunk == 0);
+                let counts =
+                    kept.map(|kept| StepCounts { step: name.to_owned(), counts: store_counts(&kept.counts.outcomes) });
+                ChunkCommit {
+                    chunk: stage.chunk(spec.chunk),
+                    attempt: self.attempt_number(),
+                    output: spec.path.clone(),
+                    ledger: kept.and_then(|kept| kept.ledger.clone()),
+                    rows_out: spec.row_count.unwrap_or(0),
+                    bytes_out: spec.size_bytes.unwrap_or(0),
+                    counts: counts.into_iter().collect(),
+                    payload: spec.payload.clone(),
+                }
             })
             .collect();
         for commits in commits.chunks(1000) {
@@ -325,17 +367,42 @@ impl Work<'_> {
         self.committed(stage).await
     }
 
+    /// Ends a guarded step that has made all of its rows: what is kept of its outcomes, with its ledger on disk.
+    fn outcomes(&self, attempt: &Attempt<'_>, guard: &Guard) -> Result<Vec<u8>, Stop> {
+        guard.check_end().map_err(Stop::Stopped)?;
+        let mut ledger = None;
+        if let Some(own) = guard.ledger() {
+            let path = tokio::task::block_in_place(|| own.finish());
+            let path = path.map_err(|error| self.cannot_write(&error.path, &error.message))?;
+            ledger = path.map(|path| self.relative(&path));
+            attempt.samples.lock().insert(guard.step.to_string(), own.samples());
+        }
+        let kept = KeptOutcomes { counts: guard.tally.snapshot(), ledger };
+        serde_json::to_vec(&kept).map_err(|error| {
+            let message = format!("step `{}`: its counts cannot be kept: {error}", guard.step);
+            Stop::Report(Box::new(Diagnostic::error("RM0900", message).fault(Fault::Internal)))
+        })
+    }
+
+    /// A path as the journal keeps it.
+    fn relative(&self, path: &Path) -> String {
+        let folder = self.durable.folder_of(self.run);
+        path.strip_prefix(&folder).unwrap_or(path).display().to_string()
+    }
+
+    fn stage_folder(&self, stage: StageId, name: &str) -> PathBuf {
+        self.durable.folder_of(self.run).join(format!("v{}-{}-{name}", stage.version, stage.stage))
+    }
+
     /// The attempt's number among those of the run: its fencing token.
     fn attempt_number(&self) -> u32 {
         u32::try_from(self.fence.token).unwrap_or(u32::MAX)
     }
 
     fn spec(&self, chunk: u64, file: &ChunkFile) -> ChunkSpec {
-        let folder = self.durable.folder_of(self.run);
-        let path = file.path.strip_prefix(&folder).unwrap_or(&file.path).display().to_string();
         ChunkSpec {
             chunk,
-            path,
+            path: self.relative(&file.path),
             etag: None,
             size_bytes: Some(file.bytes),
             row_start: None,
@@ -346,9 +413,18 @@ impl Work<'_> {
         }
     }
 
-    async fn make_rows(&self, stage: StageId, name: &str, plan: Arc<dyn ExecutionPlan>) -> Result<Vec<ChunkFile>> {
+    /// The files of a stage of rows; where `some`, there is one even if there are no rows.
+    async fn make_rows(
+        &self,
+        stage: StageId,
+        name: &str,
+        plan: Arc<dyn ExecutionPlan>,
+        some: bool,
+    ) -> Result<Vec<ChunkFile>> {
         let context = Arc::new(TaskContext::from(&self.compiled.state));
-        let folder = self.durable.folder_of(self.run).join(format!("v{}-{}-{name}", stage.version, stage.stage));
+        let folder = self.stage_folder(stage, name);
+        let schema = plan.schema();
+        let empty = folder.join(format!("empty-{}.arrow", self.fence.token));
         let (token, chunk_rows) = (self.fence.token, self.durable.chunk_rows.max(1));
         let partitions = execute_stream_partitioned(plan, context)?.into_iter().enumerate().map(|(at, rows)| {
             let folder = folder.clone();
@@ -356,7 +432,11 @@ impl Work<'_> {
             let task = SpawnedTask::spawn(write_chunks(rows, chunk_rows, name));
             async move { task.join().await.map_err(|error| DataFusionError::ExecutionJoin(Box::new(error)))? }
         });
-        Ok(try_join_all(partitions).await?.into_iter().flatten().collect())
+        let mut files: Vec<ChunkFile> = try_join_all(partitions).await?.into_iter().flatten().collect();
+        if some && files.is_empty() {
+            files.push(tokio::task::block_in_place(|| ChunkWriter::create(&empty, &schema)?.finish())?);
+        }
+        Ok(files)
     }
 
     /// A stage of calls: every chunk through the step operator, each committed for itself.
@@ -436,7 +516,7 @@ impl Work<'_> {
         let read = tokio::task::spawn_blocking(move || read_chunk(&path)).await;
         let batches = read.map_err(|error| DataFusionError::ExecutionJoin(Box::new(error)))??;
         let schema = batches.first().map(RecordBatch::schema);
-        let folder = self.durable.folder_of(self.run).join(format!("v{}-{}-{}", stage.version, stage.stage, call.step));
+        let folder = self.stage_folder(stage, &call.step);
         let output = folder.join(format!("{number:06}-{}.arrow", self.fence.token));
         let ledger_path = folder.join(format!("{number:06}-{}.ledger.arrow", self.fence.token));
         let item = schema.unwrap_or_else(|| Arc::clone(&call.input));
@@ -478,17 +558,11 @@ impl Work<'_> {
         }
         let spec = self.spec(number, &file);
         let counts = tally.snapshot();
-        let relative = |path: PathBuf| {
-            path.strip_prefix(self.durable.folder_of(self.run))
-                .map_or(path.clone(), PathBuf::from)
-                .display()
-                .to_string()
-        };
         let commit = ChunkCommit {
             chunk: id,
             attempt: self.attempt_number(),
             output: spec.path,
-            ledger: kept.map(relative),
+            ledger: kept.map(|path| self.relative(&path)),
             rows_out: file.rows,
             bytes_out: file.bytes,
             counts: vec![StepCounts { step: call.step.to_string(), counts: store_counts(&counts.outcomes) }],

@@ -19,9 +19,9 @@ use rowmill_step::{Effects, Outcome};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::calls::{Call, RunScope};
+use crate::calls::RunScope;
 use crate::compile::cut_segments::Root;
-use crate::compile::{Compiled, Inputs, Planned, compile, plan};
+use crate::compile::{CheckedStep, Compiled, Inputs, Planned, compile, plan};
 use crate::error::{is_out_of_memory, report, stopped_report};
 use crate::plan::meter::Meter;
 use crate::runtime::Engine;
@@ -196,7 +196,7 @@ async fn run_workflow(
         };
         let scope = engine.scope(&id.to_string(), &cancel.child_token(), folder.path().to_owned());
         let outcome = execute(engine, &compiled, inputs, &mut staged, &scope, cancel, observer).await;
-        let outcome = end_steps(&scope, outcome).await;
+        let outcome = end_steps(&compiled, &scope, outcome).await;
         match outcome {
             Ok(done) => {
                 let sinks = match publish(&compiled, staged, &done.written).await {
@@ -404,8 +404,9 @@ fn ledger_folder(engine: &Engine) -> std::io::Result<tempfile::TempDir> {
     }
 }
 
-/// Ends the steps that are not SQL: waits for what is under way, and judges what could not be judged before the end.
-async fn end_steps(scope: &RunScope, outcome: Result<Done, Stop>) -> Result<Done, Stop> {
+/// Ends the steps whose items have outcomes: waits for what is under way, and judges what could not be judged before
+/// the end.
+async fn end_steps(compiled: &Compiled, scope: &RunScope, outcome: Result<Done, Stop>) -> Result<Done, Stop> {
     if outcome.is_err() {
         scope.cancel.cancel();
     }
@@ -417,26 +418,33 @@ async fn end_steps(scope: &RunScope, outcome: Result<Done, Stop>) -> Result<Done
     for step in &steps {
         step.operator.check_end().map_err(|stopped| Stop::Report(Box::new(stopped_report(&stopped))))?;
     }
+    for guard in compiled.steps.values().filter_map(|step| step.guard()) {
+        guard.check_end().map_err(|stopped| Stop::Report(Box::new(stopped_report(&stopped))))?;
+    }
     Ok(done)
 }
 
 pub(crate) fn tallies(compiled: &Compiled) -> IndexMap<String, Arc<Tally>> {
-    let calls = compiled.steps.iter().filter_map(|(name, step)| Some((name.clone(), Arc::clone(&step.call()?.tally))));
-    calls.collect()
+    let steps = compiled.steps.iter();
+    steps.filter_map(|(name, step)| Some((name.clone(), Arc::clone(step.tally()?)))).collect()
 }
 
 fn items_reports(compiled: &Compiled, scope: &RunScope) -> Vec<ItemsReport> {
-    let steps = scope.steps.lock();
-    let of = |call: &Call| ItemsReport {
-        step: call.step.to_string(),
-        counts: call.tally.snapshot(),
-        samples: steps
-            .iter()
-            .filter(|step| Arc::ptr_eq(step.operator.tally(), &call.tally))
-            .flat_map(|step| step.ledger.samples())
-            .collect(),
+    let running = scope.steps.lock();
+    let samples = |step: &CheckedStep, tally: &Arc<Tally>| match step.guard() {
+        Some(guard) => guard.ledger().map(|ledger| ledger.samples()).unwrap_or_default(),
+        None => {
+            let own = running.iter().filter(|step| Arc::ptr_eq(step.operator.tally(), tally));
+            own.flat_map(|step| step.ledger.samples()).collect()
+        }
     };
-    compiled.steps.values().filter_map(|step| step.call()).map(|call| of(call)).collect()
+    let steps = compiled.steps.iter();
+    steps
+        .filter_map(|(name, step)| {
+            let tally = step.tally()?;
+            Some(ItemsReport { step: name.clone(), counts: tally.snapshot(), samples: samples(step, tally) })
+        })
+        .collect()
 }
 
 /// Whether every step can be run again without anybody noticing.

@@ -1,6 +1,7 @@
-//! Plan nodes of our own: step boundaries, edges between segments, spools, generated rows.
+//! Plan nodes of our own: step boundaries, edges between segments, spools, guarded steps, generated rows.
 
 pub mod edge;
+pub mod guarded;
 pub mod meter;
 pub mod planner;
 pub mod range;

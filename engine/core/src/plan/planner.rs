@@ -11,6 +11,7 @@ use datafusion::logical_expr::{LogicalPlan, UserDefinedLogicalNode};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 
+use super::guarded::{GuardedExec, GuardedNode};
 use super::meter::{MeterExec, MeterNode};
 
 /// The planner that sessions of the engine use.
@@ -39,6 +40,12 @@ impl ExtensionPlanner for NodePlanner {
         _state: &dyn Session,
         _context: &PhysicalPlanningContext,
     ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        if let Some(node) = node.as_any().downcast_ref::<GuardedNode>() {
+            return match physical_inputs {
+                [input] => Ok(Some(Arc::new(GuardedExec::new(Arc::clone(node.guard()), Arc::clone(input))))),
+                _ => internal_err!("a guarded step has one input"),
+            };
+        }
         let Some(node) = node.as_any().downcast_ref::<MeterNode>() else { return Ok(None) };
         match physical_inputs {
             [input] => Ok(Some(Arc::new(MeterExec::new(node.step.clone(), node.meter.clone(), Arc::clone(input))))),
