@@ -15,19 +15,25 @@ ROOT = Path(__file__).resolve().parent.parent
 # Crate -> ours that it may depend on (in its library; dev-dependencies may look at anything below the edges).
 MAY_USE = {
     "rowmill-spec": set(),
-    "rowmill-step": set(),
+    "rowmill-step": {"rowmill-spec"},
     "rowmill-store": set(),
+    "rowmill-limits": {"rowmill-step"},
+    "rowmill-cache": {"rowmill-step"},
     "rowmill-gpu": set(),
     "rowmill-features": set(),
     "rowmill-versions": set(),
     "rowmill-examples": set(),
-    "rowmill-step-http": {"rowmill-step"},
-    "rowmill-step-lookup": {"rowmill-step"},
-    "rowmill-step-command": {"rowmill-step"},
+    "rowmill-items": {"rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-cache"},
+    "rowmill-step-http": {"rowmill-spec", "rowmill-step"},
+    "rowmill-step-lookup": {"rowmill-spec", "rowmill-step"},
+    "rowmill-step-command": {"rowmill-spec", "rowmill-step"},
     "rowmill-step-python": {"rowmill-step"},
-    "rowmill-engine": {"rowmill-spec", "rowmill-step", "rowmill-store", "rowmill-features"},
+    "rowmill-engine": {
+        "rowmill-spec", "rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-items",
+        "rowmill-cache", "rowmill-features",
+    },
     "rowmill": {
-        "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-store", "rowmill-gpu",
+        "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-items", "rowmill-gpu",
         "rowmill-step-http", "rowmill-step-lookup", "rowmill-step-command",
     },
     "rowmill-cli": {"rowmill", "rowmill-spec"},
@@ -44,6 +50,7 @@ DOORS = {
     "pyo3": {"rowmill-python"},
     "cudarc": {"rowmill-gpu"},
     "reqwest": {"rowmill-step-http", "rowmill-features"},
+    "fred": {"rowmill-cache"},
     "sqlx": {"rowmill-store", "rowmill-step-lookup", "rowmill-features"},
 }
 

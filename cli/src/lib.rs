@@ -56,15 +56,11 @@ pub fn session_options(file: Option<PathBuf>, settings: Vec<(String, String)>) -
 /// writes to standard output and error, and takes Ctrl-C and SIGTERM for itself; the process should end with it.
 pub fn main_from(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> u8 {
     mind_standard_output();
+    let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
+    let json = wants_json(&arguments);
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
-        Err(error) => {
-            // Help and version are no errors: clap says where they go, and with which code.
-            if let Err(unwritten) = error.print() {
-                eprintln!("error: {unwritten}");
-            }
-            return u8::try_from(error.exit_code()).unwrap_or(exit::USAGE);
-        }
+        Err(error) => return misunderstood(&error, json),
     };
     if let Command::Completions { shell } = &arguments.command {
         commands::completions(*shell);
@@ -73,15 +69,58 @@ pub fn main_from(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone
     let settings = match settings::Settings::load(&arguments) {
         Ok(settings) => settings,
         Err(reports) => {
-            eprint!("{}", reports.render(exit::is_colored(None)));
-            return exit::USAGE;
+            let json = arguments.global.output == Some(args::OutputFormat::Json) || json;
+            return output::failure(&reports, json, exit::is_colored(None));
         }
     };
     settings.start_logging();
+    // Plans are trees, and DataFusion walks them by recursion: planning gets a stack that a query of thousands of
+    // operators does not end. Pages of it that are not used cost nothing.
+    let planning = std::thread::Builder::new().stack_size(PLANNING_STACK_BYTES).spawn(move || run(arguments, settings));
+    match planning.map(std::thread::JoinHandle::join) {
+        Ok(Ok(code)) => code,
+        // The panic's message was printed.
+        Ok(Err(_)) => exit::INTERNAL,
+        Err(error) => {
+            eprintln!("error: cannot start a thread: {error}");
+            exit::ENVIRONMENT
+        }
+    }
+}
+
+/// Stack of the thread that plans.
+const PLANNING_STACK_BYTES: usize = 256 << 20;
+/// Stack of the threads that run plans.
+const WORKER_STACK_BYTES: usize = 64 << 20;
+
+/// Tells what is wrong with the command line, in the form that it asks for; help is no error.
+fn misunderstood(error: &clap::Error, json: bool) -> u8 {
+    if !error.use_stderr() || !json {
+        // Help and version are no errors: clap says where they go, and with which code.
+        if let Err(unwritten) = error.print() {
+            eprintln!("error: {unwritten}");
+        }
+        return u8::try_from(error.exit_code()).unwrap_or(exit::USAGE);
+    }
+    let text = error.to_string();
+    let text = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+    let report = rowmill::spec::Diagnostic::error("RM0420", text.split_whitespace().collect::<Vec<_>>().join(" "))
+        .help("look at `rowmill help COMMAND`");
+    let reports = Diagnostics { reports: vec![report], ..Diagnostics::default() };
+    output::failure(&reports, true, false)
+}
+
+/// Whether JSON is asked for by flag or environment, before either was checked.
+fn wants_json(arguments: &[OsString]) -> bool {
+    arguments.iter().any(|argument| argument == "--output=json")
+        || arguments.windows(2).any(|pair| pair[0] == "--output" && pair[1] == "json")
+        || std::env::var_os("ROWMILL_OUTPUT__FORMAT").is_some_and(|format| format == "json")
+}
+
+fn run(arguments: Arguments, settings: settings::Settings) -> u8 {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(settings.threads())
-        // Plans are trees, and DataFusion walks them by recursion.
-        .thread_stack_size(16 << 20)
+        .thread_stack_size(WORKER_STACK_BYTES)
         .enable_all()
         .build();
     match runtime {

@@ -160,7 +160,7 @@ pub(crate) fn read_files(py: Python<'_>, paths: Vec<String>, options: &Bound<'_,
     let session: Session = shared.session.clone();
     let compiled = wait(py, async move {
         let engine = session.engine();
-        compile(Arc::new(workflow), &inputs, engine.session(false), &engine.options().stores).await
+        compile(Arc::new(workflow), &inputs, engine.session(false), &engine.options().stores, engine.host()).await
     })?;
     let compiled = compiled.map_err(|reports| from_reports(py, &reports))?;
     match compiled.source_tables.get("files") {

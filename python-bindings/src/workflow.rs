@@ -12,7 +12,7 @@ use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use rowmill::spec::{LogicalType, ResourceClass, Resources, Value, Workflow, WorkflowBuilder};
-use rowmill::{Inputs, Meter, Observer, RunError, RunReport, Session};
+use rowmill::{Inputs, Meter, Observer, RunError, RunReport, Session, Tally};
 use tokio_util::sync::CancellationToken;
 
 use crate::batches::Batches;
@@ -257,7 +257,12 @@ struct Watch {
 }
 
 impl Observer for Watch {
-    fn started(&self, _run: uuid::Uuid, meters: &IndexMap<String, Arc<Meter>>) {
+    fn started(
+        &self,
+        _run: uuid::Uuid,
+        meters: &IndexMap<String, Arc<Meter>>,
+        _tallies: &IndexMap<String, Arc<Tally>>,
+    ) {
         *self.meters.lock() = Some(meters.clone());
     }
 }
