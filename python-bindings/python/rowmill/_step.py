@@ -162,13 +162,8 @@ class Step:
                 found = None
             if found is self.function or getattr(found, "function", None) is self.function:
                 return f"{module}:{path}"
-        try:
-            import cloudpickle
-        except ImportError:
-            raise ImportError(
-                f"`{self.name}` cannot be imported by a worker process, and there is no cloudpickle to send it with; "
-                "pip install cloudpickle, or put it into a module"
-            ) from None
+        import cloudpickle
+
         return cloudpickle.dumps(self.function)
 
     def _kind_of(self) -> tuple[str, dict[str, str]]:
