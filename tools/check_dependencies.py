@@ -19,6 +19,10 @@ MAY_USE = {
     "rowmill-store": set(),
     "rowmill-gpu": set(),
     "rowmill-features": set(),
+    "rowmill-cores": set(),
+    "rowmill-wire": {"rowmill-features"},
+    "rowmill-scheduler": {"rowmill-features", "rowmill-cores", "rowmill-wire"},
+    "rowmill-executor": {"rowmill-features", "rowmill-wire"},
     "rowmill-versions": set(),
     "rowmill-examples": set(),
     "rowmill-step-http": {"rowmill-step"},
@@ -35,8 +39,11 @@ MAY_USE = {
 
 # Heavy outsiders have few doors: name prefix -> crates that may depend on it directly.
 DOORS = {
-    "datafusion": {"rowmill-engine", "rowmill", "rowmill-benches", "rowmill-features"},
-    "ballista": {"rowmill-scheduler", "rowmill-executor", "rowmill-versions"},
+    "datafusion": {
+        "rowmill-engine", "rowmill", "rowmill-benches", "rowmill-features",
+        "rowmill-wire", "rowmill-scheduler", "rowmill-executor",
+    },
+    "ballista": {"rowmill-wire", "rowmill-scheduler", "rowmill-executor"},
     "pyo3": {"rowmill-python", "rowmill-versions"},
     "cudarc": {"rowmill-gpu"},
     "reqwest": {"rowmill-step-http", "rowmill-features"},
