@@ -9,10 +9,10 @@ use ballista_core::serde::protobuf::executor_grpc_server::{ExecutorGrpc, Executo
 use ballista_core::serde::protobuf::executor_resource::Resource;
 use ballista_core::serde::protobuf::scheduler_grpc_client::SchedulerGrpcClient;
 use ballista_core::serde::protobuf::{
-    CancelTasksParams, CancelTasksResult, ExecutorOperatingSystemSpecification, ExecutorRegistration,
-    ExecutorResource, ExecutorSpecification, ExecutorStatus, HeartBeatParams, LaunchMultiTaskParams,
-    LaunchMultiTaskResult, LaunchTaskParams, LaunchTaskResult, RemoveJobDataParams, RemoveJobDataResult,
-    StopExecutorParams, StopExecutorResult, executor_status,
+    CancelTasksParams, CancelTasksResult, ExecutorOperatingSystemSpecification, ExecutorRegistration, ExecutorResource,
+    ExecutorSpecification, ExecutorStatus, HeartBeatParams, LaunchMultiTaskParams, LaunchMultiTaskResult,
+    LaunchTaskParams, LaunchTaskResult, RemoveJobDataParams, RemoveJobDataResult, StopExecutorParams,
+    StopExecutorResult, executor_status,
 };
 use rowmill_scheduler::Scheduler;
 use rowmill_wire::alive::{AliveRequest, say_alive};
@@ -95,7 +95,8 @@ async fn a_task_that_was_forgotten_goes_again() {
                 metadata: Some(metadata.clone()),
             };
             let _ = SchedulerGrpcClient::new(channel.clone()).heart_beat_from_executor(message).await;
-            let message = AliveRequest { executor: name.clone(), running: Vec::new(), draining: drains.load(Ordering::SeqCst) };
+            let message =
+                AliveRequest { executor: name.clone(), running: Vec::new(), draining: drains.load(Ordering::SeqCst) };
             let _ = say_alive(channel.clone(), message).await;
             tokio::time::sleep(Duration::from_millis(200)).await;
         }

@@ -298,3 +298,6 @@ fn run_request(ticket: Ticket, since_ms: u64) -> Request {
         since_ms,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -272,3 +272,6 @@ impl Coordinator {
         self.runs.values().map(|run| run.largest_backlog().saturating_sub(run.plan.window)).max()
     }
 }
+
+#[cfg(test)]
+mod tests;
