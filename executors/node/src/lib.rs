@@ -11,8 +11,8 @@
 //! terminating" in a static of the process, and serves without asking who calls. This one reports until the scheduler has
 //! taken it, joins again, drains, and demands the token and the build of every caller.
 //!
-//! One process is one executor. What it keeps warm between tasks: object-store clients and file metadata in one runtime
-//! environment, connections to other executors in Ballista's pool.
+//! One process is one executor. It keeps object-store clients and file metadata warm between tasks, in one runtime
+//! environment; connections to other executors are made for each fetch.
 
 mod error;
 mod options;

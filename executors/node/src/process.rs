@@ -27,8 +27,8 @@ use rowmill_wire::codec::RowmillCodec;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Channel;
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::{Router, TcpIncoming};
+use tonic::transport::{Channel, Server};
 
 use crate::error::Error;
 use crate::options::Options;
@@ -81,10 +81,10 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
     let flight_service = FlightServiceServer::new(BallistaFlightService::new(executor.work_dir.clone()))
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES);
-    let servers = [
-        serve(InterceptedService::new(task_service, options.handshake.clone()), task_listener),
-        serve(InterceptedService::new(flight_service, options.handshake.clone()), flight),
-    ];
+    let guard = options.handshake.clone();
+    let task_router = Server::builder().add_service(InterceptedService::new(task_service, guard.clone()));
+    let flight_router = Server::builder().add_service(InterceptedService::new(flight_service, guard));
+    let servers = [serve(task_router, task_listener), serve(flight_router, flight)];
 
     let mut member = Member { options: &options, metadata, tasks: &tasks, channel: None, draining: false };
     member.join().await?;
@@ -232,22 +232,8 @@ async fn listen(options: &Options, port: u16) -> Result<(TcpListener, u16), Erro
     Ok((listener, port))
 }
 
-fn serve<S>(service: S, listener: TcpListener) -> tokio::task::JoinHandle<()>
-where
-    S: tonic::codegen::Service<
-            tonic::codegen::http::Request<tonic::body::Body>,
-            Response = tonic::codegen::http::Response<tonic::body::Body>,
-            Error = std::convert::Infallible,
-        > + tonic::server::NamedService
-        + Clone
-        + Send
-        + Sync
-        + 'static,
-    S::Future: Send + 'static,
-{
-    let serving = tonic::transport::Server::builder()
-        .add_service(service)
-        .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
+fn serve(router: Router, listener: TcpListener) -> tokio::task::JoinHandle<()> {
+    let serving = router.serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
     tokio::spawn(async move {
         if let Err(error) = serving.await {
             tracing::error!("a server of the executor stopped: {error}");

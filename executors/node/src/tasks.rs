@@ -243,6 +243,13 @@ impl Tasks {
     }
 }
 
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        // A runtime must not be dropped, and so waited for, where asynchronous code runs.
+        self.shut_down();
+    }
+}
+
 /// Connects to a scheduler, `host:port`.
 pub(crate) async fn connect(handshake: &Handshake, scheduler: &str) -> Result<Channel, String> {
     let endpoint = Endpoint::from_shared(format!("http://{scheduler}"))
