@@ -26,7 +26,7 @@ use rowmill_wire::handshake::Handshake;
 use rowmill_wire::name::ExecutorName;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::TcpIncoming;
 
@@ -76,7 +76,8 @@ pub struct Scheduler {
     watch: Arc<Watch>,
     handshake: Handshake,
     address: SocketAddr,
-    tasks: Vec<JoinHandle<()>>,
+    // Server and watch; they end with the set.
+    _tasks: JoinSet<()>,
 }
 
 impl Scheduler {
@@ -107,15 +108,14 @@ impl Scheduler {
             .add_service(InterceptedService::new(alive, handshake.clone()))
             .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
         let watching = (watch.clone(), server.clone(), cluster.clone());
-        let tasks = vec![
-            tokio::spawn(async move {
-                if let Err(error) = serving.await {
-                    tracing::error!("the scheduler's server stopped: {error}");
-                }
-            }),
-            tokio::spawn(async move { watching.0.run(watching.1, watching.2, options).await }),
-        ];
-        Ok(Self { server, cluster, jobs, watch, handshake, address, tasks })
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            if let Err(error) = serving.await {
+                tracing::error!("the scheduler's server stopped: {error}");
+            }
+        });
+        tasks.spawn(async move { watching.0.run(watching.1, watching.2, options).await });
+        Ok(Self { server, cluster, jobs, watch, handshake, address, _tasks: tasks })
     }
 
     /// Where it listens.
@@ -203,14 +203,6 @@ impl Scheduler {
     /// The event loop has stopped.
     pub async fn cancel(&self, job: &JobId) -> Result<(), Error> {
         Ok(self.server.cancel_job(job.clone()).await?)
-    }
-}
-
-impl Drop for Scheduler {
-    fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
     }
 }
 

@@ -26,6 +26,7 @@ use rowmill_wire::alive::{AliveRequest, say_alive};
 use rowmill_wire::codec::RowmillCodec;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::{Router, TcpIncoming};
 use tonic::transport::{Channel, Server};
@@ -84,7 +85,10 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
     let guard = options.handshake.clone();
     let task_router = Server::builder().add_service(InterceptedService::new(task_service, guard.clone()));
     let flight_router = Server::builder().add_service(InterceptedService::new(flight_service, guard));
-    let servers = [serve(task_router, task_listener), serve(flight_router, flight)];
+    // They end with the set.
+    let mut servers = JoinSet::new();
+    serve(&mut servers, task_router, task_listener);
+    serve(&mut servers, flight_router, flight);
 
     let mut member = Member { options: &options, metadata, tasks: &tasks, channel: None, draining: false };
     member.join().await?;
@@ -125,9 +129,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
     member.leave().await;
     tasks.stop_all().await;
     tasks.shut_down();
-    for server in servers {
-        server.abort();
-    }
+    servers.abort_all();
     Ok(())
 }
 
@@ -232,13 +234,13 @@ async fn listen(options: &Options, port: u16) -> Result<(TcpListener, u16), Erro
     Ok((listener, port))
 }
 
-fn serve(router: Router, listener: TcpListener) -> tokio::task::JoinHandle<()> {
+fn serve(servers: &mut JoinSet<()>, router: Router, listener: TcpListener) {
     let serving = router.serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
-    tokio::spawn(async move {
+    servers.spawn(async move {
         if let Err(error) = serving.await {
             tracing::error!("a server of the executor stopped: {error}");
         }
-    })
+    });
 }
 
 fn registration(options: &Options, flight_port: u16, task_port: u16) -> ExecutorRegistration {

@@ -18,6 +18,7 @@ use rowmill_scheduler::Scheduler;
 use rowmill_wire::alive::{AliveRequest, say_alive};
 use rowmill_wire::name::ExecutorName;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tonic::transport::Endpoint;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
@@ -65,11 +66,11 @@ async fn a_task_that_was_forgotten_goes_again() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = u32::from(listener.local_addr().unwrap().port());
     let service = ExecutorGrpcServer::new(Forgetful { taken: taken.clone() });
-    tokio::spawn(
-        tonic::transport::Server::builder()
-            .add_service(service)
-            .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true))),
-    );
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
+    });
     let name = ExecutorName::try_new(&["cpu", "io"]).unwrap().to_string();
     let metadata = ExecutorRegistration {
         id: name.clone(),
@@ -86,7 +87,7 @@ async fn a_task_that_was_forgotten_goes_again() {
     let channel = handshake().endpoint(endpoint).unwrap().connect().await.unwrap();
     let draining = Arc::new(AtomicBool::new(false));
     let drains = draining.clone();
-    tokio::spawn(async move {
+    tasks.spawn(async move {
         loop {
             let message = HeartBeatParams {
                 executor_id: name.clone(),

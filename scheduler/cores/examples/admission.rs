@@ -63,7 +63,7 @@ fn ask(admission: &mut Admission, stage: u64) {
         required: TagSet(0),
         preferred: TagSet(u128::from(draw & 0xf)),
     };
-    let slots = if draw % 10 == 0 { 4 } else { 1 };
+    let slots = if draw.is_multiple_of(10) { 4 } else { 1 };
     let needs = Resources { slots, cpu_milli: 1_000, memory_bytes: 1 << 28, gpu_milli: 0 };
     let key = ChunkKey { run: RunId((stage % RUNS).into()), stage: (stage / RUNS) as u32, chunk: 0 };
     let class = ClassId((draw >> 32) as u16 % CLASSES);
@@ -109,8 +109,7 @@ fn main() -> ExitCode {
         }
         good &= report(&format!("filling an idle cluster{suffix}"), times);
         let mut times = Vec::new();
-        let mut next_stage = STAGES;
-        for _ in 0..20_000 {
+        for next_stage in STAGES..STAGES + 20_000 {
             now_ms += 1;
             let Some((_, reservation)) = held.pop_first() else { break };
             let began = Instant::now();
@@ -125,7 +124,6 @@ fn main() -> ExitCode {
             let decisions = (waiting - times.len() + 1) as f64;
             times.push(began.elapsed().as_secs_f64() * 1e6 / decisions);
             ask(&mut admission, next_stage);
-            next_stage += 1;
         }
         good &= report(&format!("one ends, the next is chosen{suffix}"), times);
         let (_, waiting, reserved) = admission.counts();
