@@ -219,7 +219,8 @@ impl Member<'_> {
             executor_id: self.metadata.id.clone(),
             reason: "the executor was asked to stop".to_owned(),
         };
-        let told = SchedulerGrpcClient::new(channel).executor_stopped(message);
+        let mut client = SchedulerGrpcClient::new(channel);
+        let told = client.executor_stopped(message);
         if let Ok(Err(status)) = tokio::time::timeout(Duration::from_secs(2), told).await {
             tracing::warn!("the scheduler was not told: {}", status.message());
         }

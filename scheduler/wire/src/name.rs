@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn wrong_names_are_refused() {
-        assert_eq!(ExecutorName::try_new::<&str>(&[]), Err(NameError::NoClass));
+        assert_eq!(ExecutorName::try_new(&[] as &[&str]), Err(NameError::NoClass));
         for wrong in ["cpu", "cpu.", ".1", "CPU.1", "cpu+.1", "cpu.a b", "1cpu.1"] {
             assert!(wrong.parse::<ExecutorName>().is_err(), "{wrong}");
         }

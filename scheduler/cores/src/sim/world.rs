@@ -549,10 +549,10 @@ impl World {
                 }
                 self.send(Node::Store, Node::Scheduler(scheduler), Message::Answer { attempt, answer });
             }
-            Message::End { scheduler, fence, run, end } => {
-                if self.commits.end(&self.lease, fence, run, end == RunEnd::Succeeded) {
-                    self.send(Node::Store, Node::Scheduler(scheduler), Message::Ended { run });
-                }
+            Message::End { scheduler, fence, run, end }
+                if self.commits.end(&self.lease, fence, run, end == RunEnd::Succeeded) =>
+            {
+                self.send(Node::Store, Node::Scheduler(scheduler), Message::Ended { run });
             }
             _ => {}
         }
