@@ -98,7 +98,7 @@ impl ClusterState for Cluster {
             .collect();
         places.sort_by(|a, b| a.id.cmp(&b.id));
         let mut order: Vec<(&JobId, &JobInfoCache)> = jobs.iter().collect();
-        order.sort_by(|(a, _), (b, _)| a.cmp(b));
+        order.sort_by_key(|(job, _)| *job);
         let mut bound = Vec::new();
         for (job, info) in order {
             if places.iter().all(|place| place.free == 0) {

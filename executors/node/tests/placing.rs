@@ -31,7 +31,7 @@ async fn tpch_on_two_classes_equals_plain_datafusion() {
             assert!(!stage.executors.is_empty());
             for executor in &stage.executors {
                 let name: ExecutorName = executor.parse().unwrap();
-                assert_eq!(name.classes(), [stage.class.clone()], "q{number:02}, stage {}", stage.stage);
+                assert_eq!(name.classes(), std::slice::from_ref(&stage.class), "q{number:02}, stage {}", stage.stage);
             }
         }
         classes.sort_unstable();
