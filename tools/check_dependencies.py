@@ -15,8 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # Crate -> ours that it may depend on (in its library; dev-dependencies may look at anything below the edges).
 MAY_USE = {
     "rowmill-spec": set(),
-    "rowmill-step": set(),
+    "rowmill-step": {"rowmill-spec"},
     "rowmill-store": set(),
+    "rowmill-limits": {"rowmill-step"},
+    "rowmill-cache": {"rowmill-step"},
     "rowmill-gpu": set(),
     "rowmill-features": set(),
     "rowmill-cores": set(),
@@ -25,28 +27,37 @@ MAY_USE = {
     "rowmill-executor": {"rowmill-features", "rowmill-wire"},
     "rowmill-versions": set(),
     "rowmill-examples": set(),
-    "rowmill-step-http": {"rowmill-step"},
-    "rowmill-step-lookup": {"rowmill-step"},
-    "rowmill-step-command": {"rowmill-step"},
-    "rowmill-engine": {"rowmill-spec", "rowmill-step", "rowmill-store", "rowmill-features"},
+    "rowmill-items": {"rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-cache"},
+    "rowmill-step-http": {"rowmill-spec", "rowmill-step"},
+    "rowmill-step-lookup": {"rowmill-spec", "rowmill-step"},
+    "rowmill-step-command": {"rowmill-spec", "rowmill-step"},
+    "rowmill-step-python": {"rowmill-step"},
+    "rowmill-engine": {
+        "rowmill-spec", "rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-items",
+        "rowmill-cache", "rowmill-features",
+    },
     "rowmill": {
-        "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-store", "rowmill-gpu",
+        "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-items", "rowmill-gpu",
         "rowmill-step-http", "rowmill-step-lookup", "rowmill-step-command",
     },
     "rowmill-cli": {"rowmill", "rowmill-spec"},
+    "rowmill-python": {
+        "rowmill", "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-step-python", "rowmill-cli",
+    },
     "rowmill-benches": {"rowmill", "rowmill-spec"},
 }
 
 # Heavy outsiders have few doors: name prefix -> crates that may depend on it directly.
 DOORS = {
     "datafusion": {
-        "rowmill-engine", "rowmill", "rowmill-benches", "rowmill-features",
+        "rowmill-engine", "rowmill", "rowmill-benches", "rowmill-features", "rowmill-python",
         "rowmill-wire", "rowmill-scheduler", "rowmill-executor",
     },
     "ballista": {"rowmill-wire", "rowmill-scheduler", "rowmill-executor"},
-    "pyo3": {"rowmill-python", "rowmill-versions"},
+    "pyo3": {"rowmill-python"},
     "cudarc": {"rowmill-gpu"},
     "reqwest": {"rowmill-step-http", "rowmill-features"},
+    "fred": {"rowmill-cache"},
     "sqlx": {"rowmill-store", "rowmill-step-lookup", "rowmill-features"},
 }
 

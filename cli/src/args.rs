@@ -39,7 +39,7 @@ pub(crate) struct Global {
 pub(crate) enum OutputFormat {
     /// Tables.
     Table,
-    /// One JSON document.
+    /// One JSON document; `sql` prints one for each row.
     Json,
 }
 
@@ -69,6 +69,73 @@ pub(crate) enum Command {
         /// Print the first rows of each result
         #[arg(long, value_name = "ROWS", num_args = 0..=1, default_missing_value = "10")]
         preview: Option<usize>,
+        /// Keep a journal, so that the run can go on after a crash [workflow key: durable]
+        #[arg(long)]
+        durable: bool,
+    },
+    /// Go on with a durable run that was interrupted
+    Resume {
+        /// The run: its id, the beginning of it, or `last`
+        run: String,
+        /// Take it from a process whose lease has not ended: only if that process is surely dead
+        #[arg(long)]
+        steal: bool,
+        /// Start over as a new run, with the workflow's file and its sources as they are now
+        #[arg(long)]
+        restart: bool,
+    },
+    /// List durable runs
+    Runs {
+        /// Only those in this state
+        #[arg(long, value_name = "STATUS")]
+        status: Option<String>,
+        /// The newest so many
+        #[arg(long, default_value_t = 20)]
+        limit: u32,
+    },
+    /// Show a durable run: its stages and how far they are
+    Show {
+        /// The run: its id, the beginning of it, or `last`
+        run: String,
+    },
+    /// Show the items of a durable run that are not simply ok
+    Items {
+        /// The run: its id, the beginning of it, or `last`
+        run: String,
+        /// Only items with this outcome: failed, dead_lettered, unknown, skipped, defaulted
+        #[arg(long, value_name = "OUTCOME", value_delimiter = ',')]
+        status: Vec<String>,
+        /// Your own query over the table `items`
+        #[arg(long, value_name = "QUERY", conflicts_with = "status")]
+        sql: Option<String>,
+        /// At most so many
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+        /// How rows are printed [default: table; json with --output json]
+        #[arg(long, value_enum)]
+        format: Option<RowFormat>,
+    },
+    /// Show what happened to a durable run
+    Logs {
+        /// The run: its id, the beginning of it, or `last`
+        run: String,
+    },
+    /// Cancel a durable run, whichever process works on it
+    Cancel {
+        /// The run: its id, the beginning of it, or `last`
+        run: String,
+        /// Why
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// Remove what ended durable runs left
+    Gc {
+        /// Only runs that ended at least this long ago, such as 12h or 30d
+        #[arg(long, value_name = "AGE", default_value = "30d", value_parser = age)]
+        older_than: std::time::Duration,
+        /// Say what would be removed
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Check a workflow to its last column, without running it
     Check {
@@ -96,9 +163,9 @@ pub(crate) enum Command {
         /// Read the SQL from a file
         #[arg(long, short, value_name = "FILE", conflicts_with = "query")]
         file: Option<PathBuf>,
-        /// How rows are printed
-        #[arg(long, value_enum, default_value_t = RowFormat::Table)]
-        format: RowFormat,
+        /// How rows are printed [default: table; json with --output json]
+        #[arg(long, value_enum)]
+        format: Option<RowFormat>,
     },
     /// Show the configuration, or the schemas that editors complete by
     Config {
@@ -147,6 +214,21 @@ pub(crate) enum RowFormat {
     Csv,
     /// One JSON object a line
     Json,
+}
+
+/// A length of time such as `90s`, `12h` or `30d`.
+fn age(text: &str) -> Result<std::time::Duration, String> {
+    let wrong = || format!("`{text}` is no length of time such as 90s, 15m, 12h or 30d");
+    let unit = text.chars().last().ok_or_else(wrong)?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        _ => return Err(wrong()),
+    };
+    let many: u64 = text.trim_end_matches(unit).parse().map_err(|_| wrong())?;
+    many.checked_mul(seconds).map(std::time::Duration::from_secs).ok_or_else(wrong)
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

@@ -10,6 +10,8 @@ pub(crate) const SUCCESS: u8 = 0;
 pub(crate) const FAILED: u8 = 1;
 /// The command line is wrong: a missing file, an unknown parameter, a value of the wrong type.
 pub(crate) const USAGE: u8 = 2;
+/// The run published its results, but some items failed on the way.
+pub(crate) const WITH_FAILURES: u8 = 3;
 /// A bug of Rowmill.
 pub(crate) const INTERNAL: u8 = 70;
 /// The environment stopped the run; it can be started again.
@@ -18,7 +20,8 @@ pub(crate) const ENVIRONMENT: u8 = 75;
 pub(crate) const CANCELLED: u8 = 130;
 
 /// Reports that are about what was typed, not about the workflow.
-const USAGE_CODES: &[&str] = &["RM0116", "RM0121", "RM0401", "RM0402", "RM0403", "RM0404", "RM0405", "RM0406"];
+const USAGE_CODES: &[&str] =
+    &["RM0116", "RM0121", "RM0401", "RM0402", "RM0403", "RM0404", "RM0405", "RM0406", "RM0420"];
 
 /// The exit code that reports ask for.
 pub(crate) fn code(reports: &Diagnostics) -> u8 {

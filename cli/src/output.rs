@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use arrow::array::RecordBatch;
+use arrow::error::ArrowError;
+use arrow::util::display::FormatOptions;
+use arrow::util::pretty::pretty_format_batches_with_options;
 use rowmill::{Diagnostics, RunReport};
 use serde_json::{Value as Json, json};
 
@@ -74,11 +78,22 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
+/// Rows as a table with lines; what is absent is told from empty text.
+pub(crate) fn rows(batches: &[RecordBatch]) -> Result<String, ArrowError> {
+    let options = FormatOptions::default().with_null("NULL");
+    Ok(pretty_format_batches_with_options(batches, &options)?.to_string())
+}
+
 /// The end of a run, for people.
 pub(crate) fn summary(report: &RunReport) -> String {
     let seconds = report.elapsed.as_secs_f64().max(1e-9);
-    let mut text =
-        format!("workflow {} succeeded in {} (run {})\n", report.workflow, duration(report.elapsed), report.id);
+    let mut text = format!(
+        "workflow {} {} in {} (run {})\n",
+        report.workflow,
+        outcome(report),
+        duration(report.elapsed),
+        report.id
+    );
     if report.replanned {
         text.push_str("memory ran out in a hash join; the run started over with sort-merge joins\n");
     }
@@ -98,6 +113,7 @@ pub(crate) fn summary(report: &RunReport) -> String {
             .collect();
         text.push_str(&table(&["step", "class", "rows", "rows/s", "bytes"], &rows));
     }
+    text.push_str(&items(report));
     if !report.unneeded.is_empty() {
         text.push_str(&format!("  not needed, not run: {}\n", report.unneeded.join(", ")));
     }
@@ -107,16 +123,84 @@ pub(crate) fn summary(report: &RunReport) -> String {
     text
 }
 
+fn outcome(report: &RunReport) -> &'static str {
+    match report.items.iter().any(|items| items.failures() > 0) {
+        true => "succeeded with failures",
+        false => "succeeded",
+    }
+}
+
+/// The exit code of a run that published.
+pub(crate) fn exit_code(report: &RunReport) -> u8 {
+    match report.items.iter().any(|items| items.failures() > 0) {
+        true => crate::exit::WITH_FAILURES,
+        false => crate::exit::SUCCESS,
+    }
+}
+
+/// What became of the items of steps that are not SQL, and the first few that failed.
+fn items(report: &RunReport) -> String {
+    if report.items.is_empty() {
+        return String::new();
+    }
+    let rows: Vec<Vec<String>> = report
+        .items
+        .iter()
+        .map(|items| {
+            let counts = &items.counts;
+            let outcomes: Vec<String> =
+                counts.outcomes.iter().map(|(outcome, many)| format!("{} {outcome}", count(many))).collect();
+            vec![
+                items.step.clone(),
+                count(counts.items),
+                outcomes.join(", "),
+                count(counts.attempts),
+                count(counts.retries),
+                count(counts.calls),
+            ]
+        })
+        .collect();
+    let mut text = table(&["step", "items", "outcomes", "attempts", "retries", "calls"], &rows);
+    for items in &report.items {
+        for sample in &items.samples {
+            text.push_str(&format!(
+                "  {} item {} {} after {} attempt(s): {}\n",
+                items.step, sample.item, sample.outcome, sample.attempts, sample.reason
+            ));
+        }
+        let listed = items.samples.len() as u64;
+        let all = items.counts.items.saturating_sub(items.counts.outcomes.get(rowmill::step::Outcome::Ok));
+        let all = all.saturating_sub(items.counts.outcomes.get(rowmill::step::Outcome::Cached));
+        if all > listed && listed > 0 {
+            text.push_str(&format!("  {}: {} more\n", items.step, count(all - listed)));
+        }
+    }
+    text
+}
+
 /// The end of a run, for machines.
 pub(crate) fn summary_json(report: &RunReport) -> Json {
     json!({
-        "outcome": "succeeded",
+        "outcome": outcome(report).replace(' ', "_"),
+        "exit_code": exit_code(report),
         "run": report.id.to_string(),
         "workflow": report.workflow,
         "elapsed_s": report.elapsed.as_secs_f64(),
         "replanned": report.replanned,
         "steps": report.steps.iter().map(|step| json!({
             "name": step.name, "class": step.class, "rows": step.rows, "bytes": step.bytes, "batches": step.batches,
+        })).collect::<Vec<_>>(),
+        "items": report.items.iter().map(|items| json!({
+            "step": items.step,
+            "items": items.counts.items,
+            "outcomes": items.counts.outcomes.iter().map(|(outcome, many)| (outcome.as_str().to_owned(), many.into()))
+                .collect::<serde_json::Map<String, Json>>(),
+            "attempts": items.counts.attempts,
+            "retries": items.counts.retries,
+            "calls": items.counts.calls,
+            "samples": items.samples.iter().map(|sample| json!({
+                "item": sample.item, "outcome": sample.outcome, "reason": sample.reason, "attempts": sample.attempts,
+            })).collect::<Vec<_>>(),
         })).collect::<Vec<_>>(),
         "unneeded": report.unneeded,
         "sinks": report.sinks.iter().map(|sink| json!({

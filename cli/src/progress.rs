@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
 use rowmill::spec::config::Progress as Mode;
-use rowmill::{Meter, Observer};
+use rowmill::{Meter, Observer, Tally};
 
 use crate::output::{bytes, count, duration, short};
 
@@ -48,8 +48,9 @@ impl Progress {
 }
 
 impl Observer for Progress {
-    fn started(&self, _run: uuid::Uuid, meters: &IndexMap<String, Arc<Meter>>) {
-        let meters = meters.clone();
+    fn started(&self, _run: uuid::Uuid, meters: &IndexMap<String, Arc<Meter>>, tallies: &IndexMap<String, Arc<Tally>>) {
+        let meters: Vec<Shows> =
+            meters.iter().map(|(name, meter)| (name.clone(), Arc::clone(meter), tallies.get(name).cloned())).collect();
         let mut task = tokio::task::JoinSet::new();
         let bars = match self.mode {
             Mode::None | Mode::Auto => return,
@@ -67,37 +68,53 @@ impl Observer for Progress {
     }
 }
 
-async fn show_bars(meters: IndexMap<String, Arc<Meter>>, bars: MultiProgress) {
-    let width = meters.keys().map(|name| name.chars().count()).max().unwrap_or(4);
+/// A step with what is known of it while it runs.
+type Shows = (String, Arc<Meter>, Option<Arc<Tally>>);
+
+/// What a line says of the items of a step that is not SQL.
+fn of_items(tally: Option<&Arc<Tally>>) -> String {
+    let Some(counts) = tally.map(|tally| tally.snapshot()) else { return String::new() };
+    let mut text = format!("  {} in flight", counts.in_flight);
+    for (what, many) in [("waiting", counts.waiting), ("retries", counts.retries), ("failed", counts.errors())] {
+        if many > 0 {
+            text.push_str(&format!(", {} {what}", count(many)));
+        }
+    }
+    text
+}
+
+async fn show_bars(meters: Vec<Shows>, bars: MultiProgress) {
+    let width = meters.iter().map(|(name, ..)| name.chars().count()).max().unwrap_or(4);
     // A terminal holds only so many lines; the last steps are nearest to the result.
     let shown = meters.len().min(12);
     let style = ProgressStyle::with_template("  {spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
-    let lines: Vec<(String, Arc<Meter>, ProgressBar)> = meters
+    let lines: Vec<(Shows, ProgressBar)> = meters
         .into_iter()
         .rev()
         .take(shown)
         .rev()
-        .map(|(name, meter)| (name, meter, bars.add(ProgressBar::new_spinner().with_style(style.clone()))))
+        .map(|shows| (shows, bars.add(ProgressBar::new_spinner().with_style(style.clone()))))
         .collect();
     let started = Instant::now();
     let mut ticks = tokio::time::interval(TICK);
     loop {
         ticks.tick().await;
         let seconds = started.elapsed().as_secs_f64().max(1e-3);
-        for (name, meter, line) in &lines {
+        for ((name, meter, tally), line) in &lines {
             line.set_message(format!(
-                "{name:<width$}  {:>15} rows  {:>9}/s  {:>9}  {}",
+                "{name:<width$}  {:>15} rows  {:>9}/s  {:>9}  {}{}",
                 count(meter.rows()),
                 short(meter.rows() as f64 / seconds),
                 bytes(meter.bytes()),
-                duration(started.elapsed())
+                duration(started.elapsed()),
+                of_items(tally.as_ref())
             ));
             line.tick();
         }
     }
 }
 
-async fn show_plain(meters: IndexMap<String, Arc<Meter>>) {
+async fn show_plain(meters: Vec<Shows>) {
     let started = Instant::now();
     let mut ticks = tokio::time::interval(PLAIN_TICK);
     ticks.tick().await;
@@ -105,15 +122,16 @@ async fn show_plain(meters: IndexMap<String, Arc<Meter>>) {
     loop {
         ticks.tick().await;
         let seconds = started.elapsed().as_secs_f64();
-        for (at, (name, meter)) in meters.iter().enumerate() {
+        for (at, (name, meter, tally)) in meters.iter().enumerate() {
             let rows = meter.rows();
             if rows != before[at] {
                 eprintln!(
-                    "step {name}: {} rows, {}/s, {}, {}",
+                    "step {name}: {} rows, {}/s, {}, {}{}",
                     count(rows),
                     short(rows as f64 / seconds),
                     bytes(meter.bytes()),
-                    duration(started.elapsed())
+                    duration(started.elapsed()),
+                    of_items(tally.as_ref())
                 );
                 before[at] = rows;
             }

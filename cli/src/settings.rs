@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rowmill::spec::config::{self, Color, Config, OutputFormat, Progress, Secret};
 use rowmill::spec::{Diagnostic, Diagnostics, Fault};
-use rowmill::{SessionOptions, StoreOptions, read_text};
+use rowmill::{CacheOptions, SessionOptions, StoreOptions, read_text};
 
 use crate::args::{Arguments, Command};
 
@@ -21,14 +21,6 @@ pub(crate) struct Settings {
 impl Settings {
     /// Reads every layer.
     pub(crate) fn load(arguments: &Arguments) -> Result<Settings, Diagnostics> {
-        let project = match &arguments.global.config {
-            Some(path) => Some(named(path)?),
-            None => Path::new(PROJECT_FILE).is_file().then(|| named(Path::new(PROJECT_FILE))).transpose()?,
-        };
-        let user = match user_file() {
-            Some(path) if path.is_file() => Some(named(&path)?),
-            _ => None,
-        };
         let mut flags = arguments.global.options.clone();
         let mut flag = |key: &str, value: Option<String>| flags.extend(value.map(|value| (key.to_owned(), value)));
         flag("execution.memory", arguments.global.memory.clone());
@@ -43,6 +35,19 @@ impl Settings {
         if let Command::Run { progress, .. } = &arguments.command {
             flag("output.progress", progress.clone());
         }
+        Settings::from_layers(arguments.global.config.as_deref(), flags)
+    }
+
+    /// Reads every layer; `flags` are settings by key, the strongest layer.
+    pub(crate) fn from_layers(file: Option<&Path>, flags: Vec<(String, String)>) -> Result<Settings, Diagnostics> {
+        let project = match file {
+            Some(path) => Some(named(path)?),
+            None => Path::new(PROJECT_FILE).is_file().then(|| named(Path::new(PROJECT_FILE))).transpose()?,
+        };
+        let user = match user_file() {
+            Some(path) if path.is_file() => Some(named(&path)?),
+            _ => None,
+        };
         let config = Config::load(&config::Inputs {
             user,
             project,
@@ -120,7 +125,33 @@ impl Settings {
             temp_dir: execution.temp_dir.clone(),
             max_temp_bytes: execution.max_temp_bytes,
             stores: self.store_options()?,
+            connections: self.config.connections.values().cloned().collect(),
+            cache: CacheOptions {
+                folder: self.config.cache.dir.clone().unwrap_or_else(|| self.config.state.dir.join("cache")),
+                memory_bytes: self.config.cache.memory_bytes,
+                disk_bytes: self.config.cache.disk_bytes,
+                ..CacheOptions::default()
+            },
+            ..SessionOptions::default()
         })
+    }
+
+    /// Where durable runs live.
+    pub(crate) fn state(&self) -> &rowmill::spec::config::State {
+        &self.config.state
+    }
+
+    /// The value of a secret that a setting names.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub(crate) fn secret(&self, setting: &str, secret: &Secret) -> Result<Option<String>, Diagnostics> {
+        resolve(setting, Some(secret))
+    }
+
+    /// Rows of a chunk of durable runs, where it is set.
+    pub(crate) fn chunk_rows(&self) -> Option<usize> {
+        self.config.state.chunk_rows
     }
 
     fn store_options(&self) -> Result<StoreOptions, Diagnostics> {

@@ -76,6 +76,47 @@ fn a_source_that_changes_is_noticed() {
 }
 
 #[test]
+fn a_source_that_is_cut_off_in_place_ends_the_run() {
+    for (name, line) in [("a.csv", "ID"), ("a.json", "{\"id\": ID}")] {
+        let scratch = Scratch::new();
+        // Large enough to be read in ranges by several tasks.
+        let mut text = String::from(if name == "a.csv" { "id\n" } else { "" });
+        (1_000_000..4_000_000).for_each(|id| {
+            text.push_str(&line.replace("ID", &id.to_string()));
+            text.push('\n');
+        });
+        scratch.write(name, &text);
+        let flow =
+            FLOW.replace("a.csv", name).replace("SELECT * FROM t", "\"SELECT id, md5(id::varchar) AS h FROM t\"");
+        scratch.write("flow.yaml", flow);
+        let stderr = std::process::Stdio::piped();
+        let mut child = scratch.command().args(["run", "flow.yaml", "--threads", "2"]).stderr(stderr).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while scratch.names("out").is_empty() {
+            assert!(Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        std::fs::File::options().write(true).open(scratch.path(name)).unwrap().set_len(4_096).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let status = loop {
+            match child.try_wait().unwrap() {
+                Some(status) => break status,
+                None if Instant::now() > deadline => {
+                    child.kill().unwrap();
+                    panic!("the run hangs on {name}");
+                }
+                None => std::thread::sleep(Duration::from_millis(20)),
+            }
+        };
+        let mut report = String::new();
+        std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut report).unwrap();
+        assert_eq!(status.code(), Some(1), "{report}");
+        assert!(report.contains("RM0604") && report.contains(name), "{report}");
+        assert!(scratch.names("out").is_empty(), "{:?}", scratch.names("out"));
+    }
+}
+
+#[test]
 fn workflows_that_attack_the_reader() {
     let scratch = Scratch::new();
     let started = Instant::now();
@@ -96,23 +137,60 @@ fn workflows_that_attack_the_reader() {
     assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
 }
 
+/// `steps` steps, each over the one before.
+fn chain(steps: usize) -> String {
+    let mut text = String::from("rowmill: 1\nname: many\nsources:\n  s0: {range: {start: 0, end: 10}}\nsteps:\n");
+    for step in 1..=steps {
+        text.push_str(&format!("  s{step}: {{sql: SELECT value + 1 AS value FROM s{}}}\n", step - 1));
+    }
+    text.push_str(&format!("sinks:\n  out: {{from: s{steps}, path: out.csv}}\n"));
+    text
+}
+
+/// `steps` steps over one source, and one that unites them.
+fn fan(steps: usize) -> String {
+    let mut text = String::from("rowmill: 1\nname: many\nsources:\n  s0: {range: {start: 0, end: 10}}\nsteps:\n");
+    for step in 1..=steps {
+        text.push_str(&format!("  s{step}: {{sql: SELECT value + {step} AS value FROM s0}}\n"));
+    }
+    let all: Vec<String> = (1..=steps).map(|step| format!("SELECT value FROM s{step}")).collect();
+    text.push_str(&format!("  all: {{sql: \"{}\"}}\n", all.join(" UNION ALL ")));
+    text.push_str("sinks:\n  out: {from: all, path: out.csv}\n");
+    text
+}
+
 #[test]
 fn many_steps_compile_or_meet_the_documented_limit() {
     let scratch = Scratch::new();
-    let flow = |steps: usize| {
-        let mut text = String::from("rowmill: 1\nname: many\nsources:\n  s0: {range: {start: 0, end: 10}}\nsteps:\n");
-        for step in 1..=steps {
-            text.push_str(&format!("  s{step}: {{sql: SELECT value + 1 AS value FROM s{}}}\n", step - 1));
-        }
-        text.push_str(&format!("sinks:\n  out: {{from: s{steps}, path: out.csv}}\n"));
-        text
-    };
-    scratch.run(&flow(300)).ok();
+    let started = Instant::now();
+    scratch.run(&chain(4_000)).ok();
     let text = std::fs::read_to_string(scratch.path("out.csv")).unwrap();
     let mut values: Vec<i64> = text.lines().skip(1).map(|line| line.parse().unwrap()).collect();
     values.sort_unstable();
-    assert_eq!(values, (300..310).collect::<Vec<_>>());
-    scratch.run(&flow(10_001)).fails(1, &["RM0208"]);
+    assert_eq!(values, (4_000..4_010).collect::<Vec<_>>());
+    scratch.run(&fan(1_000)).ok();
+    assert_eq!(std::fs::read_to_string(scratch.path("out.csv")).unwrap().lines().count(), 10_001);
+    scratch.run(&fan(1_002)).fails(1, &["RM0301", "set operations"]);
+    // Seconds on a quiet machine; were planning quadratic it would be minutes.
+    assert!(started.elapsed() < Duration::from_secs(120), "{:?}", started.elapsed());
+    scratch.run(&chain(10_001)).fails(1, &["RM0208"]);
+}
+
+#[test]
+fn queries_of_any_depth_are_planned_or_refused() {
+    let scratch = Scratch::new();
+    let flow = |terms: usize| {
+        format!(
+            "rowmill: 1\nname: deep\nsteps:\n  s: {{sql: \"SELECT {} AS x\"}}\nsinks:\n  out: {{from: s, path: out.csv}}\n",
+            vec!["1"; terms].join(" + ")
+        )
+    };
+    scratch.run(&flow(500)).ok();
+    assert_eq!(std::fs::read_to_string(scratch.path("out.csv")).unwrap(), "x\n500\n");
+    scratch.run(&flow(50_000)).fails(1, &["RM0301", "operators"]);
+    let sum = vec!["1"; 50_000].join("+");
+    scratch.write("q.sql", format!("SELECT {sum}"));
+    scratch.rowmill(&["sql", "-f", "q.sql"]).fails(1, &["operators"]);
 }
 
 #[test]
@@ -179,16 +257,20 @@ fn a_full_disk_leaves_the_old_result() {
     let Some(_disk) = SmallDisk::mount(scratch.path("small")) else { return };
     let flow = |rows: u64, path: &str| {
         format!(
-            "rowmill: 1\nname: full\nsources:\n  n: {{range: {{start: 0, end: {rows}}}}}\nsteps:\n  s: {{sql: SELECT value FROM n}}\nsinks:\n  out: {{from: s, path: small/{path}}}\n"
+            "rowmill: 1\nname: full\nsources:\n  n: {{range: {{start: 0, end: {rows}}}}}\nsteps:\n  s: {{sql: \"SELECT value, md5(value::varchar) AS h FROM n\"}}\nsinks:\n  out: {{from: s, path: small/{path}}}\n"
         )
     };
     scratch.run(&flow(10, "a.csv")).ok();
     scratch.run(&flow(10, "d/")).ok();
     let old = std::fs::read(scratch.path("small/a.csv")).unwrap();
     let parts = scratch.names("small/d");
-    scratch.run(&flow(3_000_000, "a.csv")).fails(75, &["RM070"]);
-    // With several writers the first to fail may give its room back before anyone looks.
-    scratch.run(&flow(9_000_000, "d/")).fails(75, &["RM070"]);
+    let full = &["RM0702", "sink `out`", "No space left on device"];
+    for path in ["a.csv", "a.csv.gz", "a.json", "a.parquet", "a.arrow"] {
+        scratch.run(&flow(500_000, path)).fails(75, full);
+    }
+    for format in ["csv", "json", "parquet", "arrow"] {
+        scratch.run(&flow(500_000, &format!("d/, format: {format}"))).fails(75, full);
+    }
     assert_eq!(scratch.names("small"), ["a.csv", "d"]);
     assert_eq!(std::fs::read(scratch.path("small/a.csv")).unwrap(), old);
     assert_eq!(scratch.names("small/d"), parts);

@@ -6,6 +6,8 @@
 mod bad_input;
 mod corpus;
 mod examples;
+mod explain;
+mod machine;
 mod running;
 mod sinks;
 mod sources;

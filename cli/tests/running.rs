@@ -209,6 +209,7 @@ fn sql_reads_files_and_standard_input() {
     assert_eq!(answer.rows(), ["ada,195.5", "edsger,42.1", "grace,18.2"]);
     scratch.write("q.sql", "CREATE VIEW v AS SELECT 1 AS one; SELECT one + 1 AS two FROM v;");
     assert_eq!(scratch.rowmill(&["sql", "-f", "q.sql", "--format", "json"]).ok().out.trim(), "{\"two\":2}");
+    scratch.rowmill(&["sql", "SELECT * FROM ordres"]).fails(1, &["no table `ordres`", "orders.csv"]);
     scratch.rowmill(&["sql", "SELECT nonsense"]).fails(1, &["nonsense"]);
     scratch.rowmill(&["sql", "SELECT FROM WHERE"]).fails(1, &["error"]);
 }

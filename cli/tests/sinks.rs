@@ -156,3 +156,45 @@ fn links_and_devices_are_not_replaced() {
     drop(socket);
     assert_eq!(std::fs::read_to_string(scratch.path("target.csv")).unwrap(), "old\n");
 }
+
+#[test]
+fn csv_tells_null_from_empty_text() {
+    let scratch = Scratch::new();
+    let flow = |csv: &str| {
+        format!(
+            "rowmill: 1\nname: csv\nsteps:\n  s: {{sql: \"SELECT * FROM (VALUES (1, 'a', 'x;y'), (2, '', 'say \\\"hi\\\"'), (3, NULL, 'two\\nlines')) AS t(id, \\\"na;me\\\", note) ORDER BY id\"}}\nsinks:\n  out: {{from: s, path: out.csv{csv}}}\n"
+        )
+    };
+    scratch.run(&flow(", csv: {delimiter: ';'}")).ok();
+    let text = std::fs::read_to_string(scratch.path("out.csv")).unwrap();
+    assert_eq!(text, "id;\"na;me\";note\n1;a;\"x;y\"\n2;\"\";\"say \"\"hi\"\"\"\n3;;\"two\nlines\"\n");
+    // With a text for null, an empty text needs no quotes.
+    scratch.run(&flow(", csv: {null: NULL}")).ok();
+    let text = std::fs::read_to_string(scratch.path("out.csv")).unwrap();
+    assert_eq!(text, "id,na;me,note\n1,a,x;y\n2,,\"say \"\"hi\"\"\"\n3,NULL,\"two\nlines\"\n");
+    // Readers here see no quotes: everything comes back, but an empty text comes back as null.
+    scratch
+        .run("rowmill: 1\nname: back\nsources:\n  t: {path: out.csv, csv: {null: NULL, newlines_in_values: true}}\nsteps:\n  s: {sql: \"SELECT id, \\\"na;me\\\" AS name, note FROM t ORDER BY id\"}\nsinks:\n  out: {from: s, path: back.parquet}\n")
+        .ok();
+    let back =
+        scratch.sql("SELECT id, name, note = concat('two', chr(10), 'lines') AS l FROM 'back.parquet' ORDER BY id");
+    assert_eq!(back.rows(), ["1,a,false", "2,,false", "3,,true"]);
+    // A delimiter that numbers hold.
+    scratch.run("rowmill: 1\nname: dots\nsteps:\n  s: {sql: \"SELECT 1.5 AS a, 2 AS b, date '2026-01-02' AS c\"}\nsinks:\n  out: {from: s, path: dots.csv, csv: {delimiter: '.'}}\n").ok();
+    assert_eq!(std::fs::read_to_string(scratch.path("dots.csv")).unwrap(), "a.b.c\n\"1.5\".2.2026-01-02\n");
+}
+
+#[test]
+fn arrow_files_take_the_compression_that_is_asked_for() {
+    let scratch = Scratch::new();
+    let mut sizes = Vec::new();
+    for compression in ["none", "lz4", "zstd"] {
+        scratch.run(&format!("rowmill: 1\nname: a\nsources:\n  n: {{range: {{start: 0, end: 300000}}}}\nsteps:\n  s: {{sql: \"SELECT value, value::varchar AS t FROM n\"}}\nsinks:\n  one: {{from: s, path: {compression}.arrow, compression: {compression}}}\n  many: {{from: s, path: {compression}/, format: arrow, compression: {compression}}}\n")).ok();
+        sizes.push(std::fs::metadata(scratch.path(&format!("{compression}.arrow"))).unwrap().len());
+        scratch.run(&format!("rowmill: 1\nname: b\nsources:\n  t: {{path: {compression}.arrow}}\n  u: {{path: {compression}/}}\nsteps:\n  s: {{sql: \"SELECT count(*) AS n, sum(t.value) AS s, sum(u.t::bigint) AS x FROM t JOIN u ON t.value = u.value\"}}\nsinks:\n  out: {{from: s, path: out.csv}}\n")).ok();
+        let text = std::fs::read_to_string(scratch.path("out.csv")).unwrap();
+        assert_eq!(text, "n,s,x\n300000,44999850000,44999850000\n", "{compression}");
+    }
+    assert!(sizes[0] > sizes[1] && sizes[1] > sizes[2], "{sizes:?}");
+    scratch.run("rowmill: 1\nname: c\nsteps:\n  s: {sql: SELECT 1 AS one}\nsinks:\n  o: {from: s, path: o.arrow, compression: gzip}\n").fails(1, &["RM0", "gzip"]);
+}

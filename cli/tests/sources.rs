@@ -51,12 +51,20 @@ fn globs_directories_and_lists() {
     scratch.write("in/b.csv", "x\n2\n");
     scratch.write("in/_hidden.csv", "x\n9\n");
     scratch.write("in/deep/c.csv", "x\n3\n");
+    // What markers and writers in the middle of their work leave: one rule for directories and patterns.
+    scratch.write("in/.b.csv", "x\n7\n");
+    scratch.write("in/deep/.part/d.csv", "x\n8\n");
+    scratch.write("in/_SUCCESS", "");
     scratch.write("in/[odd].csv", "x\n4\n");
     for (source, expected) in [
         ("path: in/a.csv", "x\n1\n"),
         ("path: \"in/?.csv\"", "x\n1\n2\n"),
         ("path: [in/a.csv, in/deep/c.csv]", "x\n1\n3\n"),
-        ("path: \"in/**/*.csv\"", "x\n1\n2\n3\n4\n9\n"),
+        ("path: \"in/**/*.csv\"", "x\n1\n2\n3\n4\n"),
+        ("path: \"in/_h*.csv\"", "x\n9\n"),
+        ("path: \"in/**/.part/*.csv\"", "x\n8\n"),
+        ("path: in/, format: csv", "x\n1\n2\n3\n4\n"),
+        ("path: \"in/*\"", "x\n1\n2\n4\n"),
         ("path: in/", "x\n1\n2\n3\n4\n"),
         ("path: in", "x\n1\n2\n3\n4\n"),
         ("path: \"in/[odd].csv\"", "x\n4\n"),
@@ -157,4 +165,34 @@ fn names_match_whatever_their_case() {
         .run("rowmill: 1\nname: c\nsources:\n  Orders: {path: a.csv}\nsteps:\n  Picked: {sql: 'SELECT id, \"Customer Name\", LOWER FROM orders WHERE ID = 1'}\n  last: {sql: SELECT * FROM PICKED}\nsinks:\n  out: {from: last, path: out.csv}\n")
         .ok();
     assert_eq!(out(&scratch), "Id,Customer Name,lower\n1,ada,x\n");
+}
+
+#[test]
+fn a_list_parameter_becomes_rows() {
+    let scratch = Scratch::new();
+    scratch.write(
+        "flow.yaml",
+        "rowmill: 1\nname: l\nparams:\n  ids: {type: list<int64>, default: [3, 1]}\n  names: {type: list<string>, default: [\"it's\", b]}\nsteps:\n  s: {sql: \"SELECT unnest($ids) AS id, unnest($names) AS name\"}\n  t: {sql: \"SELECT id, name, array_has($ids, id) AS known FROM s ORDER BY id\"}\n  u: {sql: \"SELECT n.x FROM unnest($ids) AS n(x) ORDER BY x\"}\nsinks:\n  out: {from: t, path: out.csv}\n  u: {from: u, path: u.csv}\n",
+    );
+    scratch.rowmill(&["run", "flow.yaml"]).ok();
+    assert_eq!(out(&scratch), "id,name,known\n1,b,true\n3,it's,true\n");
+    assert_eq!(std::fs::read_to_string(scratch.path("u.csv")).unwrap(), "x\n1\n3\n");
+    scratch.rowmill(&["run", "flow.yaml", "--set", "ids=[7]", "--set", "names=['x']"]).ok();
+    assert_eq!(out(&scratch), "id,name,known\n7,x,true\n");
+}
+
+#[test]
+fn compression_is_obeyed_whatever_the_name() {
+    let scratch = Scratch::new();
+    scratch.write("plain.csv.gz", "x\n1\n");
+    scratch.run(&copy("path: plain.csv.gz, compression: none")).ok();
+    assert_eq!(out(&scratch), "x\n1\n");
+    scratch.run(&copy("path: plain.csv.gz")).fails(1, &["RM0505", "plain.csv.gz"]);
+    let sink = |sink: &str| {
+        let text = copy("path: plain.csv.gz, compression: none");
+        text.replace("path: out.csv", sink)
+    };
+    scratch.run(&sink("path: out.csv.gz, compression: none")).fails(1, &["RM0509", "out.csv.gz"]);
+    scratch.run(&sink("path: out.csv.gz")).ok();
+    assert_eq!(scratch.sql("SELECT * FROM 'out.csv.gz'").rows(), ["1"]);
 }

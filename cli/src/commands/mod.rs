@@ -4,7 +4,9 @@ mod check;
 mod config;
 mod explain;
 mod init;
+mod prompt;
 mod run;
+mod runs;
 mod sql;
 
 use std::sync::Arc;
@@ -20,13 +22,22 @@ use crate::settings::Settings;
 /// Runs the command and gives the exit code.
 pub(crate) async fn dispatch(arguments: Arguments, settings: Settings) -> u8 {
     match arguments.command {
-        Command::Run { workflow, preview, .. } => run::run(&workflow, preview, &settings).await,
+        Command::Run { workflow, preview, durable, .. } => run::run(&workflow, preview, durable, &settings).await,
+        Command::Resume { run, steal, restart } => runs::resume(&run, steal, restart, &settings).await,
+        Command::Runs { status, limit } => runs::list(status.as_deref(), limit, &settings).await,
+        Command::Show { run } => runs::show(&run, &settings).await,
+        Command::Items { run, status, sql, limit, format } => {
+            runs::items(&run, &status, sql, limit, format, &settings).await
+        }
+        Command::Logs { run } => runs::logs(&run, &settings).await,
+        Command::Cancel { run, reason } => runs::cancel(&run, reason.as_deref(), &settings).await,
+        Command::Gc { older_than, dry_run } => runs::gc(older_than, dry_run, &settings).await,
         Command::Check { workflow } => check::check(&workflow, &settings).await,
         Command::Explain { workflow, format } => explain::explain(&workflow, format, &settings).await,
-        Command::Init { folder } => init::init(&folder),
+        Command::Init { folder } => init::init(&folder, &settings),
         Command::Sql { query, file, format } => sql::sql(query, file, format, &settings).await,
         Command::Config { action } => config::config(action, &settings),
-        Command::Error { code } => config::error(&code),
+        Command::Error { code } => config::error(&code, &settings),
         Command::Completions { shell } => {
             completions(shell);
             exit::SUCCESS

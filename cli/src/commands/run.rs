@@ -6,14 +6,20 @@ use rowmill::spec::Workflow;
 use rowmill::{Inputs, RunError, RunReport, Session};
 use tokio_util::sync::CancellationToken;
 
+use super::runs::run_durably;
 use super::{open_session, open_workflow, warn};
 use crate::args::WorkflowArguments;
 use crate::exit;
-use crate::output::{failure, summary, summary_json};
+use crate::output::{exit_code, failure, summary, summary_json};
 use crate::progress::Progress;
 use crate::settings::Settings;
 
-pub(crate) async fn run(arguments: &WorkflowArguments, preview: Option<usize>, settings: &Settings) -> u8 {
+pub(crate) async fn run(
+    arguments: &WorkflowArguments,
+    preview: Option<usize>,
+    durable: bool,
+    settings: &Settings,
+) -> u8 {
     let (workflow, inputs) = match open_workflow(arguments, settings) {
         Ok(opened) => opened,
         Err(code) => return code,
@@ -23,11 +29,34 @@ pub(crate) async fn run(arguments: &WorkflowArguments, preview: Option<usize>, s
         Err(code) => return code,
     };
     let cancel = CancellationToken::new();
-    let mut listener = tokio::task::JoinSet::new();
-    listener.spawn(cancel_on_signal(cancel.clone()));
+    listen_for_signals(cancel.clone());
     let progress = Progress::new(settings.progress());
-    let outcome = session.run_observed(workflow, &inputs, &cancel, &progress).await;
+    let outcome = match durable || workflow.durable {
+        true => {
+            let path = &arguments.path;
+            let run = run_durably(&session, path, workflow, &inputs, &cancel, &progress, settings);
+            match run.await {
+                Ok(outcome) => outcome,
+                Err(code) => return code,
+            }
+        }
+        false => session.run_observed(workflow, &inputs, &cancel, &progress).await,
+    };
     progress.finish();
+    match (outcome, preview) {
+        (Ok(report), Some(rows)) if !settings.is_json() => {
+            let code = finish(Ok(report.clone()), settings);
+            match show_results(&session, &report, &inputs, rows, settings).await {
+                exit::SUCCESS => code,
+                other => other,
+            }
+        }
+        (outcome, _) => finish(outcome, settings),
+    }
+}
+
+/// Tells how a run ended, and gives the exit code.
+pub(super) fn finish(outcome: Result<RunReport, RunError>, settings: &Settings) -> u8 {
     match outcome {
         Ok(report) => {
             warn(&report.warnings, settings);
@@ -35,10 +64,7 @@ pub(crate) async fn run(arguments: &WorkflowArguments, preview: Option<usize>, s
                 true => println!("{}", summary_json(&report)),
                 false => print!("{}", summary(&report)),
             }
-            match preview {
-                Some(rows) if !settings.is_json() => show_results(&session, &report, &inputs, rows, settings).await,
-                _ => exit::SUCCESS,
-            }
+            exit_code(&report)
         }
         Err(RunError::Failed(reports)) => failure(&reports, settings.is_json(), settings.is_colored()),
         Err(RunError::Cancelled) => {
@@ -51,8 +77,20 @@ pub(crate) async fn run(arguments: &WorkflowArguments, preview: Option<usize>, s
     }
 }
 
+/// Listens on a thread and a runtime of its own: an operator that computes for long may hold every thread of the run's,
+/// and it is just then that people press Ctrl-C.
+fn listen_for_signals(cancel: CancellationToken) {
+    let listen = move || match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(cancel_on_signal(cancel)),
+        Err(error) => tracing::warn!(%error, "signals will not stop the run cleanly"),
+    };
+    if let Err(error) = std::thread::Builder::new().name("signals".to_owned()).spawn(listen) {
+        tracing::warn!(%error, "signals will not stop the run cleanly");
+    }
+}
+
 /// The first Ctrl-C (or SIGTERM) stops the run cleanly, the second at once.
-async fn cancel_on_signal(cancel: CancellationToken) {
+pub(super) async fn cancel_on_signal(cancel: CancellationToken) {
     let mut terminate = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
         Ok(terminate) => terminate,
         Err(error) => {
@@ -108,7 +146,7 @@ async fn show_result(
         Err(RunError::Cancelled) => return Err(exit::CANCELLED),
     };
     let batches = report.collected.shift_remove("head").unwrap_or_default();
-    match arrow::util::pretty::pretty_format_batches(&batches) {
+    match crate::output::rows(&batches) {
         Ok(table) => println!("{table}"),
         Err(error) => eprintln!("cannot print the rows: {error}"),
     }

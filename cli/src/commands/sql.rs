@@ -2,29 +2,31 @@
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::path::PathBuf;
-use std::time::Instant;
 
 use arrow::array::RecordBatch;
-use arrow::util::pretty::pretty_format_batches;
 use futures::StreamExt as _;
 use rowmill::Session;
 use rowmill::spec::{Diagnostic, Diagnostics};
-use rustyline::DefaultEditor;
-use rustyline::error::ReadlineError;
 
 use super::open_session;
 use crate::args::RowFormat;
 use crate::exit;
-use crate::output::{count, duration, failure};
+use crate::output::{count, failure};
 use crate::settings::Settings;
 
 /// Rows that a table shows at most; the other formats print all.
 const TABLE_ROWS: usize = 1_000;
 
-type Context = rowmill::SqlContext;
+pub(super) type Context = rowmill::SqlContext;
 
 /// Runs `query`, the file's statements, what stands on standard input, or a prompt.
-pub(crate) async fn sql(query: Option<String>, file: Option<PathBuf>, format: RowFormat, settings: &Settings) -> u8 {
+pub(crate) async fn sql(
+    query: Option<String>,
+    file: Option<PathBuf>,
+    format: Option<RowFormat>,
+    settings: &Settings,
+) -> u8 {
+    let format = format.unwrap_or(if settings.is_json() { RowFormat::Json } else { RowFormat::Table });
     let session = match open_session(settings) {
         Ok(session) => session,
         Err(code) => return code,
@@ -36,7 +38,9 @@ pub(crate) async fn sql(query: Option<String>, file: Option<PathBuf>, format: Ro
             Ok(text) => text,
             Err(reports) => return failure(&reports, settings.is_json(), settings.is_colored()),
         },
-        (None, None) if std::io::stdin().is_terminal() => return prompt(&context, format, settings).await,
+        (None, None) if std::io::stdin().is_terminal() => {
+            return super::prompt::prompt(&context, format, settings).await;
+        }
         (None, None) => {
             let mut text = String::new();
             if let Err(error) = std::io::stdin().read_to_string(&mut text) {
@@ -53,7 +57,7 @@ pub(crate) async fn sql(query: Option<String>, file: Option<PathBuf>, format: Ro
 }
 
 /// Runs every statement of `text` and prints what each answers. Gives the number of rows.
-async fn execute(context: &Context, text: &str, format: RowFormat, settings: &Settings) -> Result<u64, u8> {
+pub(super) async fn execute(context: &Context, text: &str, format: RowFormat, settings: &Settings) -> Result<u64, u8> {
     let refuse = |reports: &Diagnostics| failure(reports, settings.is_json(), settings.is_colored());
     let statements = rowmill::split_statements(text).map_err(|error| refuse(&Session::report(&error)))?;
     if statements.is_empty() {
@@ -63,9 +67,41 @@ async fn execute(context: &Context, text: &str, format: RowFormat, settings: &Se
     }
     let mut rows = 0;
     for statement in statements {
-        rows += one(context, statement, format).await.map_err(|error| refuse(&Session::report(&error)))?;
+        rows += one(context, statement, format).await.map_err(|error| refuse(&explained(Session::report(&error))))?;
     }
     Ok(rows)
+}
+
+/// Says of a table that is not there what could have been meant.
+fn explained(mut reports: Diagnostics) -> Diagnostics {
+    for report in &mut reports.reports {
+        let missing =
+            report.message.split_once("table 'datafusion.public.").and_then(|(_, rest)| rest.split_once("' not found"));
+        let Some((name, _)) = missing else { continue };
+        let name = name.to_owned();
+        report.message = format!("there is no table `{name}`");
+        report.help.extend(file_like(&name).map(|file| format!("did you mean the file '{file}'?")));
+        report.help.push("a file is a table by its quoted path, such as FROM 'orders.csv'".to_owned());
+    }
+    reports
+}
+
+/// A file of this folder that is named as `name`, endings aside, or nearly so.
+fn file_like(name: &str) -> Option<String> {
+    let stem = |file: &str| file.split('.').next().unwrap_or(file).to_lowercase();
+    let wanted = stem(name);
+    let near = |other: &str| {
+        let (mut one, mut two): (Vec<char>, Vec<char>) = (wanted.chars().collect(), other.chars().collect());
+        one.sort_unstable();
+        two.sort_unstable();
+        // The same letters, perhaps in another order: what fingers do.
+        one == two
+    };
+    let entries = std::fs::read_dir(".").ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let mut files: Vec<String> =
+        entries.filter(|file| !file.starts_with('.') && file.contains('.') && near(&stem(file))).collect();
+    files.sort_unstable();
+    files.into_iter().next()
 }
 
 async fn one(context: &Context, statement: rowmill::SqlStatement, format: RowFormat) -> Result<u64, rowmill::SqlError> {
@@ -92,7 +128,7 @@ async fn one(context: &Context, statement: rowmill::SqlStatement, format: RowFor
             if held.is_empty() {
                 held.push(RecordBatch::new_empty(schema));
             }
-            println!("{}", pretty_format_batches(&held)?);
+            println!("{}", crate::output::rows(&held)?);
             if rows > TABLE_ROWS as u64 {
                 println!("{} of {} rows shown", count(TABLE_ROWS as u64), count(rows));
             }
@@ -140,71 +176,4 @@ impl Printer {
         }
         Ok(std::io::stdout().flush()?)
     }
-}
-
-async fn prompt(context: &Context, format: RowFormat, settings: &Settings) -> u8 {
-    let mut editor = match DefaultEditor::new() {
-        Ok(editor) => editor,
-        Err(error) => {
-            eprintln!("error: no prompt: {error}");
-            return exit::ENVIRONMENT;
-        }
-    };
-    let history = history_file();
-    if let Some(path) = &history
-        && let Err(error) = editor.load_history(path)
-    {
-        tracing::debug!(%error, "no history");
-    }
-    println!("SQL over files: SELECT * FROM 'data.parquet' LIMIT 5;   (\\q to leave)");
-    let mut pending = String::new();
-    loop {
-        let line = editor.readline(if pending.is_empty() { "rowmill> " } else { "     ... " });
-        match line {
-            Ok(line) => {
-                if pending.is_empty() && matches!(line.trim(), "\\q" | "quit" | "exit" | ".quit" | ".exit") {
-                    break;
-                }
-                pending.push_str(&line);
-                pending.push('\n');
-                if !pending.trim_end().ends_with(';') {
-                    if pending.trim().is_empty() {
-                        pending.clear();
-                    }
-                    continue;
-                }
-                let statement = std::mem::take(&mut pending);
-                if let Err(error) = editor.add_history_entry(statement.trim()) {
-                    tracing::debug!(%error, "the line is not remembered");
-                }
-                let started = Instant::now();
-                // What is wrong was told; the prompt goes on.
-                if let Ok(rows) = execute(context, &statement, format, settings).await {
-                    println!("{} rows in {}", count(rows), duration(started.elapsed()));
-                }
-            }
-            Err(ReadlineError::Interrupted) => pending.clear(),
-            Err(ReadlineError::Eof) => break,
-            Err(error) => {
-                eprintln!("error: {error}");
-                break;
-            }
-        }
-    }
-    if let Some(path) = history
-        && let Err(error) = editor.save_history(&path)
-    {
-        tracing::debug!(%error, "the history is not kept");
-    }
-    exit::SUCCESS
-}
-
-fn history_file() -> Option<PathBuf> {
-    let folder = match std::env::var_os("XDG_STATE_HOME").filter(|folder| !folder.is_empty()) {
-        Some(folder) => PathBuf::from(folder),
-        None => PathBuf::from(std::env::var_os("HOME")?).join(".local").join("state"),
-    }
-    .join("rowmill");
-    std::fs::create_dir_all(&folder).ok()?;
-    Some(folder.join("sql_history"))
 }

@@ -4,7 +4,11 @@ use std::sync::Arc;
 
 use arrow::error::ArrowError;
 use datafusion::common::DataFusionError;
+use rowmill_items::{StepStopped, StopReason};
 use rowmill_spec::{Diagnostic, Fault};
+use rowmill_step::FailureCode;
+
+use crate::sources::local_files::Truncated;
 
 /// A failure with the step it happened in. Travels inside a [`DataFusionError`] from the operator to the run.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -55,8 +59,40 @@ pub fn is_out_of_memory(error: &DataFusionError) -> bool {
     matches!(root(error), DataFusionError::ResourcesExhausted(message) if !message.contains("disk"))
 }
 
+/// Why a step stopped the run, where that is what the error says.
+pub fn stopped(error: &DataFusionError) -> Option<&StepStopped> {
+    match root(error) {
+        DataFusionError::External(inner) => inner.downcast_ref::<StepStopped>(),
+        _ => None,
+    }
+}
+
+/// A step's own end as a report.
+pub fn stopped_report(stopped: &StepStopped) -> Diagnostic {
+    let message = first_line(&stopped.to_string());
+    match &stopped.reason {
+        StopReason::Item { .. } => Diagnostic::error("RM0610", message)
+            .fault(Fault::Data)
+            .help("`on_error: skip`, `dead_letter` or `{default: {...}}` lets the step go on without such items"),
+        StopReason::TooMany { .. } => Diagnostic::error("RM0611", message)
+            .fault(Fault::Data)
+            .help("look at the reasons; raise `max_errors` if so many are to be expected"),
+        StopReason::Fatal { failure } if failure.code() == FailureCode::Internal => {
+            Diagnostic::error("RM0900", message)
+                .fault(Fault::Internal)
+                .help("this is a bug of Rowmill; please report it with the workflow")
+        }
+        StopReason::Fatal { .. } | StopReason::Cancelled => Diagnostic::error("RM0705", message)
+            .fault(Fault::Environment)
+            .help("no item is to blame; nothing was published, and the run can be started again"),
+    }
+}
+
 /// A run-time error as a report: code, step, what happened, the next move.
 pub fn report(error: &DataFusionError) -> Diagnostic {
+    if let Some(stopped) = stopped(error) {
+        return stopped_report(stopped);
+    }
     let place = match find(error) {
         Some(failure) => format!("step `{}`: ", failure.step),
         None => String::new(),
@@ -74,6 +110,11 @@ pub fn report(error: &DataFusionError) -> Diagnostic {
             return Diagnostic::error("RM0308", format!("{place}{}", first_line(&text)));
         }
         _ => {}
+    }
+    if let Some(truncated) = find_source::<Truncated>(cause) {
+        return Diagnostic::error("RM0604", format!("{place}{truncated}"))
+            .fault(Fault::Data)
+            .help("run it again when nobody writes to its sources");
     }
     // DataFusion's writers say no more than this when a store fails at the end.
     let store_failed = lower.contains("error encountered while finalizing writes");
@@ -114,10 +155,15 @@ pub fn report(error: &DataFusionError) -> Diagnostic {
 
 /// The kind of the I/O error at the bottom, if there is one.
 fn io_kind(error: &DataFusionError) -> Option<std::io::ErrorKind> {
+    find_source::<std::io::Error>(error).map(std::io::Error::kind)
+}
+
+/// The first error of a type among an error and its sources.
+fn find_source<T: std::error::Error + 'static>(error: &DataFusionError) -> Option<&T> {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = source {
-        if let Some(io) = error.downcast_ref::<std::io::Error>() {
-            return Some(io.kind());
+        if let Some(found) = error.downcast_ref::<T>() {
+            return Some(found);
         }
         source = error.source();
     }

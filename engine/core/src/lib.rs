@@ -12,7 +12,9 @@
 //! | [`error`] | run-time errors as reports |
 //! | [`types`] | logical types and Arrow's |
 
+pub mod calls;
 pub mod compile;
+pub mod durable;
 pub mod error;
 pub mod local;
 pub mod plan;

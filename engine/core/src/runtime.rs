@@ -4,15 +4,21 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use datafusion::common::Result;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::execution::{SessionState, SessionStateDefaults};
 use datafusion::prelude::SessionConfig;
 
+use tokio_util::sync::CancellationToken;
+
+use crate::calls::{Host, RunScope};
 use crate::plan::planner::StepPlanner;
+use crate::sources::local_files::LocalFiles;
 use crate::sources::stores::StoreOptions;
 
 /// Share of the memory limit that operators may reserve. The rest is for what they do not account for: batches in
@@ -37,6 +43,8 @@ pub struct EngineOptions {
     pub max_temp_bytes: u64,
     /// Settings of object stores.
     pub stores: StoreOptions,
+    /// Step kinds and connections.
+    pub host: Host,
 }
 
 /// What all runs of a process share: memory, spill space, object stores, caches of file footers.
@@ -44,6 +52,7 @@ pub struct EngineOptions {
 pub struct Engine {
     options: EngineOptions,
     runtime: Arc<RuntimeEnv>,
+    local_files: Arc<LocalFiles>,
 }
 
 impl Engine {
@@ -64,7 +73,10 @@ impl Engine {
                 DiskManagerBuilder::default().with_mode(mode).with_max_temp_directory_size(options.max_temp_bytes),
             )
             .build_arc()?;
-        Ok(Engine { options, runtime })
+        let local_files = Arc::new(LocalFiles::default());
+        let url = ObjectStoreUrl::local_filesystem();
+        runtime.register_object_store(url.as_ref(), Arc::clone(&local_files) as _);
+        Ok(Engine { options, runtime, local_files })
     }
 
     /// Its options.
@@ -72,14 +84,40 @@ impl Engine {
         &self.options
     }
 
+    /// Step kinds and connections.
+    pub fn host(&self) -> &Host {
+        &self.options.host
+    }
+
+    /// What a run gives to its steps; ledgers that do not fit into memory go to `folder`.
+    pub fn scope(&self, run: &str, cancel: &CancellationToken, folder: PathBuf) -> RunScope {
+        RunScope::new(run, cancel, folder, &self.runtime.memory_pool, &self.options.host)
+    }
+
     /// The shared runtime.
     pub fn runtime(&self) -> &Arc<RuntimeEnv> {
         &self.runtime
     }
 
+    /// The store of this machine's files.
+    pub fn local_files(&self) -> &LocalFiles {
+        &self.local_files
+    }
+
     /// A session of its own for one compilation: its catalog holds the workflow's names, and its clock stands still.
     /// With `spilling_joins`, joins sort and merge, which can spill, instead of hashing, which cannot.
     pub fn session(&self, spilling_joins: bool) -> SessionState {
+        self.session_with(spilling_joins, true, None)
+    }
+
+    /// A session for a durable run that began at `started`: planned again, it gives the same rows in the same order,
+    /// as far as they are made row by row.
+    pub fn durable_session(&self, started: DateTime<Utc>) -> SessionState {
+        // Batches that are dealt out to whoever is free come back in another order each time.
+        self.session_with(false, false, Some(started))
+    }
+
+    fn session_with(&self, spilling_joins: bool, round_robin: bool, started: Option<DateTime<Utc>>) -> SessionState {
         let mut config = SessionConfig::new()
             .with_target_partitions(self.options.partitions.max(1))
             .with_batch_size(self.options.batch_rows.max(1))
@@ -89,6 +127,7 @@ impl Engine {
         options.sql_parser.collect_spans = true;
         options.execution.time_zone = Some("+00:00".into());
         options.optimizer.prefer_hash_join = !spilling_joins;
+        options.optimizer.enable_round_robin_repartition = round_robin;
         let mut state = SessionStateBuilder::new()
             .with_config(config)
             .with_runtime_env(Arc::clone(&self.runtime))
@@ -102,7 +141,11 @@ impl Engine {
             .with_query_planner(Arc::new(StepPlanner))
             .build();
         let options = Arc::clone(state.config().options());
-        state.execution_props_mut().mark_start_execution(options);
+        let properties = state.execution_props_mut();
+        properties.mark_start_execution(options);
+        if let Some(started) = started {
+            properties.query_execution_start_time = Some(started);
+        }
         state
     }
 }

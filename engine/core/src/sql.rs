@@ -4,11 +4,18 @@
 
 use std::fmt;
 
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use datafusion::common::Result;
+use datafusion::common::{Result, plan_err};
+use datafusion::datasource::MemTable;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SessionContext;
 use datafusion::sql::parser::{DFParser, Statement};
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::keywords::Keyword;
+use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
@@ -29,11 +36,46 @@ impl fmt::Debug for SqlContext {
 #[derive(Debug)]
 pub struct SqlStatement(Statement);
 
+/// Operators that one query may have. Each may be a level of the plan: plans are walked by recursion, and a stack ends;
+/// and planning grows with the square of a long chain of them.
+pub const MAX_OPERATORS: usize = 2_000;
+/// Set operations (`UNION`, `INTERSECT`, `EXCEPT`) that one query may have: planning grows with their square, and so
+/// many take seconds.
+pub const MAX_SET_OPERATIONS: usize = 1_000;
+
+/// What `text` has too many of, in words.
+pub fn too_many(text: &str) -> Option<String> {
+    // An operator and its operand are two bytes at least, a set operation and a query more than fourteen.
+    if text.len() < MAX_OPERATORS {
+        return None;
+    }
+    // What is no SQL is told by the parser.
+    let tokens = Tokenizer::new(&GenericDialect {}, text).tokenize().ok()?;
+    let is_set_operation = |token: &&Token| match token {
+        Token::Word(word) => matches!(word.keyword, Keyword::UNION | Keyword::INTERSECT | Keyword::EXCEPT),
+        _ => false,
+    };
+    if tokens.iter().filter(is_set_operation).count() > MAX_SET_OPERATIONS {
+        return Some(format!("more than {MAX_SET_OPERATIONS} set operations (UNION, INTERSECT, EXCEPT)"));
+    }
+    let is_operator = |token: &&Token| match token {
+        Token::Word(word) => matches!(word.keyword, Keyword::AND | Keyword::OR | Keyword::NOT),
+        Token::Comma | Token::Period | Token::Whitespace(_) | Token::EOF => false,
+        Token::LParen | Token::RParen | Token::SemiColon => false,
+        Token::Number(..) | Token::SingleQuotedString(_) | Token::Placeholder(_) => false,
+        _ => true,
+    };
+    (tokens.iter().filter(is_operator).count() > MAX_OPERATORS).then(|| format!("more than {MAX_OPERATORS} operators"))
+}
+
 /// Parses a text of statements.
 ///
 /// # Errors
-/// When it is not SQL.
+/// When it is not SQL, or too deep.
 pub fn split_statements(text: &str) -> Result<Vec<SqlStatement>> {
+    if let Some(what) = too_many(text) {
+        return plan_err!("the SQL has {what}; an IN list or a join with a table has no operators");
+    }
     Ok(DFParser::parse_sql(text)?.into_iter().map(SqlStatement).collect())
 }
 
@@ -49,6 +91,15 @@ impl SqlContext {
     /// A context on `engine`.
     pub fn new(engine: &Engine) -> SqlContext {
         SqlContext { context: SessionContext::new_with_state(engine.session(false)).enable_url_table() }
+    }
+
+    /// Makes batches readable under a name.
+    ///
+    /// # Errors
+    /// When their columns do not fit `schema`.
+    pub fn register(&self, name: &str, schema: SchemaRef, batches: Vec<RecordBatch>) -> Result<()> {
+        let table = MemTable::try_new(schema, vec![batches])?;
+        self.context.register_table(name, Arc::new(table)).map(drop)
     }
 
     /// Runs one statement.

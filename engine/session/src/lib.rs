@@ -15,18 +15,26 @@
 //! # }
 //! ```
 
+mod host;
 pub mod load;
 pub mod options;
+pub mod runs;
 pub mod session;
 
+pub use host::kinds;
 pub use load::{LoadError, load, load_vars, read_text};
 pub use options::SessionOptions;
+pub use rowmill_engine::calls::CacheOptions;
 pub use rowmill_engine::compile::Inputs;
 pub use rowmill_engine::compile::explain::Explanation;
-pub use rowmill_engine::local::{Observer, RunError, RunReport, SinkReport, StepReport};
+pub use rowmill_engine::local::{ItemsReport, Observer, RunError, RunReport, SinkReport, StepReport};
 pub use rowmill_engine::plan::meter::Meter;
 pub use rowmill_engine::sources::stores::StoreOptions;
 pub use rowmill_engine::sql::{SqlContext, SqlStatement, split_statements};
+pub use rowmill_items::{Tally, TallySnapshot};
 pub use rowmill_spec as spec;
 pub use rowmill_spec::{Diagnostics, Fault, Workflow};
+pub use rowmill_step as step;
+pub use rowmill_store as store;
+pub use runs::{Collected, Runs, RunsOptions};
 pub use session::{Session, SqlError};

@@ -1,9 +1,13 @@
 //! How a session uses its machine.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use rowmill_engine::calls::CacheOptions;
 use rowmill_engine::runtime::{BATCH_ROWS, EngineOptions};
 use rowmill_engine::sources::stores::StoreOptions;
+use rowmill_spec::config::Connection;
+use rowmill_step::StepFactory;
 
 /// Options of a [`crate::Session`]; `None` means that the machine is asked.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +24,12 @@ pub struct SessionOptions {
     pub max_temp_bytes: Option<u64>,
     /// Settings of object stores.
     pub stores: StoreOptions,
+    /// Connections that steps name.
+    pub connections: Vec<Connection>,
+    /// Where results of steps are cached.
+    pub cache: CacheOptions,
+    /// Step kinds that the program adds to Rowmill's own; one of the same key takes its place.
+    pub kinds: Vec<Arc<dyn StepFactory>>,
 }
 
 impl From<&SessionOptions> for EngineOptions {
@@ -31,6 +41,11 @@ impl From<&SessionOptions> for EngineOptions {
             temp_dir: options.temp_dir.clone(),
             max_temp_bytes: options.max_temp_bytes.unwrap_or(100 << 30),
             stores: options.stores.clone(),
+            host: crate::host::host(
+                &options.connections,
+                &[crate::host::kinds(), options.kinds.clone()].concat(),
+                &options.cache,
+            ),
         }
     }
 }

@@ -12,6 +12,7 @@
 //! | RM05xx | sources and sinks |
 //! | RM06xx | run time: the data |
 //! | RM07xx | run time: the environment |
+//! | RM08xx | durable runs |
 //! | RM09xx | internal |
 
 use std::fmt::Write as _;
@@ -68,6 +69,7 @@ const RANGES: &[(&str, &str)] = &[
     ("RM05", "sources and sinks"),
     ("RM06", "run time: the data"),
     ("RM07", "run time: the environment"),
+    ("RM08", "durable runs"),
     ("RM09", "internal"),
 ];
 
@@ -230,6 +232,11 @@ TOO_MANY_STEPS = "RM0208" {
         "A workflow has at most 10,000 steps; beyond that it no longer compiles within seconds.",
         "Write many steps of one shape as one step over more rows.",
     }
+    UNKNOWN_KIND = "RM0209" {
+        "a step kind that the program does not have",
+        "The workflow has a step of a kind that the program that runs it was built without.",
+        "Run it with the `rowmill` command, which has all kinds.",
+    }
 
     // RM03xx: SQL and types.
     SQL_SYNTAX = "RM0301" {
@@ -339,6 +346,22 @@ TOO_MANY_STEPS = "RM0208" {
         "The configuration refers to an environment variable or a file that does not exist or is empty.",
         "Set the variable or write the file.",
     }
+    COMMAND_LINE = "RM0420" {
+        "a command line that cannot be understood",
+        "A flag or an argument of the command does not exist, is missing, or has a value that it cannot have.",
+        "Look at `rowmill help COMMAND`.",
+    }
+
+    UNKNOWN_CONNECTION = "RM0411" {
+        "a connection that is not declared",
+        "A step names a connection that the configuration does not have.",
+        "Declare it under `connections:` in the configuration, or correct the name.",
+    }
+    UNDESCRIBED_STEP = "RM0412" {
+        "a step whose columns cannot be known",
+        "The columns that a step adds are asked of its connection or follow from its options, and could not be made out.",
+        "Do what the report says; a database must be reachable while its workflow is checked.",
+    }
 
     // RM05xx: sources and sinks.
     BAD_PATH = "RM0501" {
@@ -434,6 +457,17 @@ TOO_MANY_STEPS = "RM0208" {
         "Run again when nobody writes to the sources.",
     }
 
+    ITEM_FAILED = "RM0610" {
+        "an item failed",
+        "A step's item failed for good, and the step's `on_error` is `fail`. Nothing was published.",
+        "Correct the item or the other side; or let the step go on without such items: `on_error: skip`, `dead_letter` or `{default: {...}}`.",
+    }
+    TOO_MANY_ERRORS = "RM0611" {
+        "too many items failed",
+        "More of a step's items failed than its `max_errors` allows. Nothing was published.",
+        "Look at the reasons that the report gives; raise `max_errors` if so many are to be expected.",
+    }
+
     // RM07xx: run time: the environment.
     OUT_OF_MEMORY = "RM0701" {
         "out of memory",
@@ -454,6 +488,54 @@ TOO_MANY_STEPS = "RM0208" {
         "reading or writing failed",
         "The file system or the object store failed. Nothing was published, unless the report names sinks that were.",
         "Start the run again.",
+    }
+
+    STEP_UNAVAILABLE = "RM0705" {
+        "a step cannot work",
+        "A step could not begin or go on, and no item is to blame: its connection, its program or its credentials are not as it needs them.",
+        "Do what the report says, and start the run again.",
+    }
+
+    // RM08xx: durable runs.
+    RUN_RECORD = "RM0801" {
+        "the record of a run cannot be read",
+        "What the run store holds of a run is damaged, or was written by another version.",
+        "Use the version of Rowmill that wrote it, or start the workflow anew.",
+    }
+    RUN_CHANGED = "RM0802" {
+        "a run cannot go on with what changed",
+        "The workflow, its configuration or its source files are not what they were when the run began. Going on would mix two versions.",
+        "Start over: `rowmill resume RUN --restart`.",
+    }
+    RUN_HELD = "RM0803" {
+        "another process holds the run",
+        "A run is worked on by one process at a time, which renews its lease while it lives.",
+        "Wait until the lease ends, or take the run from a process that is surely dead: `rowmill resume RUN --steal`.",
+    }
+    RUN_ENDED = "RM0804" {
+        "the run has ended",
+        "A run that succeeded, failed or was cancelled does not go on.",
+        "Start the workflow again.",
+    }
+    RUN_LOST = "RM0805" {
+        "the run was taken over",
+        "Another process took the run while this one worked on it. What was committed counts.",
+        "Look at the run with `rowmill show RUN`.",
+    }
+    NOT_DURABLE = "RM0806" {
+        "a workflow that cannot run durably",
+        "It takes rows from the program that runs it, or hands rows to it; another process could not go on with it.",
+        "Read from files and write to sinks.",
+    }
+    RUN_UNKNOWN = "RM0807" {
+        "the run store refused",
+        "There is no such run, or its state does not permit what was asked.",
+        "`rowmill runs` lists the runs.",
+    }
+    RUN_STORE_FAILED = "RM0808" {
+        "the run store cannot be used",
+        "Its database cannot be reached, is locked, is full, is damaged, or was written by a newer version.",
+        "Do what the report says, and start again.",
     }
 
     // RM09xx: internal.

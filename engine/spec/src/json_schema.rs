@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use crate::config::{Kind, SETTINGS};
+use crate::config::{ConnectionKind, KINDS, Kind, LIMITS, SETTINGS, keys_of};
 use crate::keys::{self, FORMAT_VERSION, Shape, Table};
 use crate::types::type_words;
 
@@ -30,29 +30,56 @@ pub fn config_schema() -> Json {
         "additionalProperties": false,
     });
     for setting in SETTINGS {
-        let mut place = &mut root;
-        let mut parts = setting.key.split('.').peekable();
-        while let Some(part) = parts.next() {
-            let properties = &mut place["properties"];
-            if parts.peek().is_none() {
-                let mut leaf = setting_schema(setting.kind);
-                leaf["description"] = json!(setting.about);
-                if let Some(default) = setting.default {
-                    leaf["default"] = match setting.kind {
-                        Kind::Bool => json!(default == "true"),
-                        _ => json!(default),
-                    };
-                }
-                properties[part] = leaf;
-                break;
-            }
-            if properties.get(part).is_none() {
-                properties[part] = json!({"type": "object", "properties": {}, "additionalProperties": false});
-            }
-            place = &mut properties[part];
+        let mut leaf = setting_schema(setting.kind);
+        leaf["description"] = json!(setting.about);
+        if let Some(default) = setting.default {
+            leaf["default"] = match setting.kind {
+                Kind::Bool => json!(default == "true"),
+                _ => json!(default),
+            };
         }
+        put(&mut root, setting.key, leaf);
+    }
+    let kinds: Vec<Json> = KINDS.into_iter().map(connection_schema).collect();
+    root["properties"]["connections"] = json!({
+        "type": "object",
+        "description": "What steps reach, by name.",
+        "propertyNames": {"pattern": "^[a-z]([a-z0-9]|_[a-z0-9])*$"},
+        // Layers are united key by key, so that one file may say only part of a connection.
+        "additionalProperties": {"anyOf": kinds},
+    });
+    root
+}
+
+fn connection_schema(kind: ConnectionKind) -> Json {
+    let mut root = json!({
+        "type": "object",
+        "properties": {"kind": {"const": kind.as_str()}},
+        "additionalProperties": false,
+    });
+    for key in keys_of(kind).iter().chain(LIMITS) {
+        let mut leaf = setting_schema(key.takes);
+        leaf["description"] = json!(key.about);
+        put(&mut root, key.key, leaf);
     }
     root
+}
+
+/// Puts the schema of a dotted key at its place.
+fn put(root: &mut Json, key: &str, leaf: Json) {
+    let mut place = root;
+    let mut parts = key.split('.').peekable();
+    while let Some(part) = parts.next() {
+        let properties = &mut place["properties"];
+        if parts.peek().is_none() {
+            properties[part] = leaf;
+            return;
+        }
+        if properties.get(part).is_none() {
+            properties[part] = json!({"type": "object", "properties": {}, "additionalProperties": false});
+        }
+        place = &mut properties[part];
+    }
 }
 
 fn setting_schema(kind: Kind) -> Json {
@@ -71,6 +98,21 @@ fn setting_schema(kind: Kind) -> Json {
         Kind::Word(words) => json!({"enum": words}),
         Kind::Bool => json!({"type": "boolean"}),
         Kind::Secret => json!({"type": "string", "pattern": "^(env:[A-Za-z0-9_]+|file:.+)$"}),
+        Kind::WordOrSecret(word) => {
+            json!({"type": "string", "pattern": format!("^({word}|env:[A-Za-z0-9_]+|file:.+)$")})
+        }
+        Kind::Bytes => shape(Shape::Size),
+        Kind::Count(most) => json!({"type": "integer", "minimum": 1, "maximum": most}),
+        Kind::Number(most) => json!({"type": "integer", "minimum": 0, "maximum": most}),
+        Kind::Rate => json!({"type": "number", "exclusiveMinimum": 0}),
+        Kind::Duration => shape(Shape::Duration),
+        Kind::DurationOrNone => json!({"anyOf": [shape(Shape::Duration), {"const": "none"}]}),
+        Kind::TextMap => {
+            json!({"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}})
+        }
+        Kind::TextList => {
+            json!({"oneOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string", "minLength": 1}}]})
+        }
     }
 }
 
@@ -88,9 +130,17 @@ fn table(table: &Table) -> Map<String, Json> {
     if !required.is_empty() {
         schema.insert("required".to_owned(), json!(required));
     }
-    // A source is one of two things; the reader says so in a report of its own.
-    if table.keys.iter().any(|key| key.name == "range") {
-        schema.insert("oneOf".to_owned(), json!([{"required": ["path"]}, {"required": ["range"]}]));
+    // Where one of several keys must stand, the reader says so in a report of its own.
+    let one_of: &[&str] = match table.what {
+        "a source" => &["path", "range"],
+        "a step" => keys::KINDS,
+        "the body of an `http` step" => &["json", "text", "form", "column"],
+        "a column of the response" => &["json", "body", "status", "header"],
+        _ => &[],
+    };
+    if !one_of.is_empty() {
+        let choices: Vec<Json> = one_of.iter().map(|key| json!({"required": [key]})).collect();
+        schema.insert("oneOf".to_owned(), Json::Array(choices));
     }
     schema.insert("additionalProperties".to_owned(), json!(false));
     schema
@@ -132,6 +182,56 @@ fn shape(shape_of: Shape) -> Json {
             schema
         }
         Shape::TypeOr(inner) => json!({"oneOf": [type_schema(), Json::Object(table(inner))]}),
+        Shape::Map(value) => json!({
+            "type": "object",
+            "propertyNames": {"minLength": 1},
+            "additionalProperties": shape(*value),
+        }),
+        Shape::Either(shapes) => {
+            // `anyOf`: a word may be a column too.
+            let choices: Vec<Json> = shapes.iter().map(|choice| shape(*choice)).collect();
+            json!({"anyOf": choices})
+        }
+        Shape::Template => json!({"type": ["string", "number", "boolean"]}),
+        Shape::Templates => json!({
+            "oneOf": [
+                {"type": ["string", "number", "boolean"]},
+                {"type": "array", "items": {"type": ["string", "number", "boolean"]}},
+            ]
+        }),
+        Shape::TemplateList => {
+            json!({"type": "array", "items": {"type": ["string", "number", "boolean"]}, "minItems": 1})
+        }
+        Shape::Duration => json!({"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?\s*(ms|s|m|h|d)$"}),
+        Shape::Size => json!({
+            "oneOf": [
+                {"type": "integer", "minimum": 1},
+                {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?\s*([kKmMgGtT][iI]?)?[bB]?$"},
+            ]
+        }),
+        Shape::Share => json!({"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?\s*%$"}),
+        Shape::Factor => json!({"type": "number", "minimum": 1}),
+        Shape::Statuses => {
+            let status = json!({"type": "integer", "minimum": 100, "maximum": 599});
+            json!({"oneOf": [status, {"type": "array", "items": status}]})
+        }
+        Shape::StatusRanges => {
+            let status = json!({
+                "oneOf": [
+                    {"type": "integer", "minimum": 100, "maximum": 599},
+                    {"type": "string", "pattern": "^[1-5][0-9]{2}-[1-5][0-9]{2}$"},
+                ]
+            });
+            json!({"oneOf": [status, {"type": "array", "items": status}]})
+        }
+        Shape::WordOrNull(words) => {
+            let mut choices: Vec<Json> = words.iter().map(|word| json!(word)).collect();
+            choices.push(Json::Null);
+            json!({"enum": choices})
+        }
+        // Anything that has a form in JSON.
+        Shape::Json => json!({}),
+        Shape::Secret => json!({"type": "string", "pattern": "^(env:[A-Za-z0-9_]+|file:.+)$"}),
     }
 }
 

@@ -29,6 +29,7 @@ mod sql_file;
 pub mod suggest;
 pub mod template;
 pub mod types;
+pub mod units;
 mod write_yaml;
 mod yaml;
 
@@ -36,8 +37,10 @@ pub use builder::{FileOptions, SinkOptions, WorkflowBuilder};
 pub use diagnostic::{Diagnostic, Diagnostics, Fault, Severity};
 pub use keys::FORMAT_VERSION;
 pub use model::{
-    Compression, CsvOptions, FileSource, Format, Param, ResourceClass, Resources, SchemaPolicy, Sink, Source,
-    SourceKind, SqlStep, Step, StepKind, Variable, Workflow,
+    BatchSize, CachePolicy, CacheTier, CommandFormat, CommandStep, Compression, CsvOptions, Effects, FAILURE_CODES,
+    FileSource, Format, HttpBody, HttpMany, HttpStep, ItemPolicy, Jitter, JsonTemplate, Limit, LookupStep, Matches,
+    MaxErrors, OnError, OnMissing, OutputColumn, Param, ResourceClass, Resources, ResponseColumn, ResponseSource,
+    ResultMatch, Retry, RowOrder, SchemaPolicy, Sink, Source, SourceKind, SqlStep, Step, StepKind, Variable, Workflow,
 };
 pub use read::{RawValue, Values, parse_values, parse_yaml};
 pub use span::{MappedText, Span, Spanned, TextId, Texts};

@@ -33,6 +33,52 @@ sinks:
   report: {from: worst, path: 'out/worst-${params.month}.parquet'}
 ";
 
+/// The example of steps of all kinds; a test reads it.
+pub(crate) const STEPS_EXAMPLE: &str = r#"rowmill: 1
+name: flight-weather
+durable: true
+params:
+  day: date
+sources:
+  flights: {path: data/flights.parquet}
+steps:
+  weather:
+    http:
+      from: flights
+      connection: weather
+      path: /v1/{origin}/${params.day}
+      query: {units: metric}
+      response:
+        temp: {json: /main/temp, type: float64}
+        code: {status: int32}
+      not_found: null
+    effects: idempotent
+    on_error: dead_letter
+    max_errors: 1%
+    retry: {attempts: 5, max_backoff: 10s}
+    in_flight: 32
+    cache: {key: [origin], ttl: 1h}
+  planes:
+    lookup:
+      from: weather
+      connection: fleet
+      query: SELECT model, seats FROM planes WHERE tailnum = {tailnum}
+      types: {seats: int64}
+      matches: first
+  scored:
+    command:
+      from: planes
+      argv: [python3, score.py, '${params.day}']
+      reads: [temp, seats]
+      output: {score: float64}
+      secret_env: {MODEL_TOKEN: env:MODEL_TOKEN}
+      memory: 2GB
+    on_error: {default: {score: 0.0}}
+    timeout: 10s
+sinks:
+  scores: {from: scored, path: out/scores.parquet}
+"#;
+
 /// The page of all keys of a workflow's text, as Markdown.
 pub fn workflow_page() -> String {
     let mut page = String::from(
@@ -52,6 +98,30 @@ pub fn workflow_page() -> String {
     section(&mut page, "`sources.NAME.range`", &keys::RANGE);
     section(&mut page, "`sources.NAME.csv`", &keys::CSV);
     section(&mut page, "`steps.NAME`: a step", &keys::STEP);
+    page.push_str(
+        "\nA step is one of `sql`, `http`, `lookup` and `command`. The last three take the rows of one step or source\n\
+         (`from`) and add columns to them; joins and the choice of columns are for `sql` steps. Texts of `http` and\n\
+         `command` steps may hold `${params.NAME}` and `${vars.NAME}`, whose values are text and nothing else, and those\n\
+         of `http` steps `{column}`, with `{{` and `}}` for braces; in YAML a text that begins with `{` needs quotes.\n\
+         The query of a `lookup` step binds its `{column}`s and takes no parameters: add a parameter as a column in a\n\
+         SQL step before it. The connections that steps name stand in the [configuration](configuration.md).\n\
+         `effects`, `on_error` and the keys after them say what a step does about its items; `sql` steps take only\n\
+         `on_error` and `max_errors`.\n\n",
+    );
+    let _ = writeln!(page, "```yaml\n{STEPS_EXAMPLE}```");
+    section(&mut page, "`steps.NAME.http`: requests", &keys::HTTP);
+    section(&mut page, "`steps.NAME.http.body`", &keys::HTTP_BODY);
+    section(&mut page, "`steps.NAME.http.response.COLUMN`", &keys::HTTP_RESPONSE);
+    section(&mut page, "`steps.NAME.http.many`", &keys::HTTP_MANY);
+    section(&mut page, "`steps.NAME.http.many.match`", &keys::HTTP_MATCH);
+    section(&mut page, "`steps.NAME.lookup`: queries against a database", &keys::LOOKUP);
+    section(&mut page, "`steps.NAME.command`: a program", &keys::COMMAND);
+    section(&mut page, "`steps.NAME.command.output.COLUMN`", &keys::OUTPUT);
+    section(&mut page, "`steps.NAME.on_error`", &keys::ON_ERROR);
+    section(&mut page, "`steps.NAME.max_errors`", &keys::MAX_ERRORS);
+    section(&mut page, "`steps.NAME.retry`", &keys::RETRY);
+    section(&mut page, "`steps.NAME.batch`", &keys::BATCH);
+    section(&mut page, "`steps.NAME.cache`", &keys::CACHE);
     section(&mut page, "`steps.NAME.resources`", &keys::RESOURCES);
     section(&mut page, "`sinks.NAME`: a sink", &keys::SINK);
     section(&mut page, "`sinks.NAME.csv`", &keys::SINK_CSV);
@@ -96,5 +166,24 @@ fn takes(shape: Shape) -> String {
         Shape::Named(Shape::Type) => "a mapping from columns to types".to_owned(),
         Shape::Named(_) => "a mapping from names, see below".to_owned(),
         Shape::TypeOr(_) => "a type, or a mapping".to_owned(),
+        Shape::Map(Shape::Type) => "a mapping from columns to types".to_owned(),
+        Shape::Map(Shape::Object(_) | Shape::TypeOr(_)) => "a mapping from columns, see below".to_owned(),
+        Shape::Map(Shape::Literal) => "a mapping from columns to values".to_owned(),
+        Shape::Map(Shape::Secret) => "a mapping from names to `env:NAME` or `file:/path`".to_owned(),
+        Shape::Map(Shape::Templates) => "a mapping from names to texts, or to lists of them".to_owned(),
+        Shape::Map(_) => "a mapping from names to texts".to_owned(),
+        Shape::Either(shapes) => shapes.iter().map(|shape| takes(*shape)).collect::<Vec<_>>().join("; or "),
+        Shape::Template => "a text".to_owned(),
+        Shape::Templates => "a text, or a list of them".to_owned(),
+        Shape::TemplateList => "a list of texts".to_owned(),
+        Shape::Duration => "a time such as `250ms` or `5s`".to_owned(),
+        Shape::Size => "a size such as `4MB`".to_owned(),
+        Shape::Share => "a share such as `1%`".to_owned(),
+        Shape::Factor => "a number, at least 1".to_owned(),
+        Shape::Statuses => "a status, or a list of them".to_owned(),
+        Shape::StatusRanges => "a status, a range such as `200-204`, or a list of them".to_owned(),
+        Shape::WordOrNull(words) => format!("one of {}", listed(words.iter().copied())),
+        Shape::Json => "JSON".to_owned(),
+        Shape::Secret => "`env:NAME` or `file:/path`".to_owned(),
     }
 }

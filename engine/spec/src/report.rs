@@ -1,6 +1,7 @@
 //! Gathers reports while reading goes on, up to a number that a person can still read.
 
 use crate::diagnostic::{Diagnostic, Severity};
+use crate::span::Span;
 
 /// How many errors are told at once; the rest is counted.
 const MAX_ERRORS: usize = 100;
@@ -14,6 +15,8 @@ pub(crate) struct Reporter {
     reports: Vec<Diagnostic>,
     errors: usize,
     stopped: bool,
+    /// Places that no report may show: a report shows whole lines, and a secret may stand in one.
+    pub(crate) masks: Vec<Span>,
 }
 
 impl Reporter {

@@ -101,6 +101,23 @@ impl Texts {
         self.texts.get(id.0 as usize).map(|(name, text)| (name.as_ref(), text.as_ref()))
     }
 
+    /// The texts with stars in the masked places; every other byte keeps its place.
+    pub(crate) fn masked(&self, masks: &[Span]) -> Texts {
+        let mut shown = Texts::new();
+        for (id, (name, text)) in self.texts.iter().enumerate() {
+            let mut bytes = text.as_bytes().to_vec();
+            for span in masks.iter().filter(|span| span.text.0 as usize == id) {
+                for byte in bytes.get_mut(span.start as usize..span.end as usize).into_iter().flatten() {
+                    if !matches!(byte, b'\n' | b'\r') {
+                        *byte = b'*';
+                    }
+                }
+            }
+            shown.add(name.clone(), String::from_utf8_lossy(&bytes));
+        }
+        shown
+    }
+
     /// Line and column of the start of a span, both from 1, columns counted in characters.
     pub fn line_column(&self, span: Span) -> Option<(usize, usize)> {
         let (_, text) = self.get(span.text)?;

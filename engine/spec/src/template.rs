@@ -34,6 +34,13 @@ impl Template {
         Template { pieces: vec![Piece::Literal(text.clone())], text, span: Span::NONE }
     }
 
+    /// A text that may hold references. One that cannot be read is kept as text without pieces, and reported by the
+    /// check of the workflow that it comes into.
+    pub fn of(text: impl Into<String>) -> Self {
+        let source = MappedText::bare(text);
+        Template::parse(&source).unwrap_or(Template { text: source.text, span: Span::NONE, pieces: Vec::new() })
+    }
+
     /// Whether nothing needs to be filled in.
     pub fn is_literal(&self) -> bool {
         self.pieces.iter().all(|piece| matches!(piece, Piece::Literal(_)))

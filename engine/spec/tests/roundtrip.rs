@@ -20,7 +20,7 @@ fn bare(workflow: &Workflow) -> String {
             .steps
             .values()
             .map(|step| {
-                let StepKind::Sql(sql) = &step.kind;
+                let StepKind::Sql(sql) = &step.kind else { panic!("no query") };
                 (step.name.clone(), sql.text.text.clone(), step.resources.clone(), step.description.clone())
             })
             .collect::<Vec<_>>(),

@@ -30,6 +30,7 @@
 //! whole process group is killed.
 
 mod arrow_frames;
+mod factory;
 mod json_lines;
 mod options;
 mod process;
@@ -37,5 +38,6 @@ mod session;
 mod spawner;
 mod step;
 
+pub use factory::CommandFactory;
 pub use options::{CommandOptions, Format, Limits, OptionsError};
 pub use step::CommandStep;

@@ -12,6 +12,7 @@ mod address;
 mod client;
 mod connection;
 mod extract;
+mod factory;
 mod json_body;
 mod many;
 mod options;
@@ -22,6 +23,7 @@ mod template;
 mod values;
 
 pub use connection::{Auth, HttpConnection, HttpVersion, TlsSettings};
+pub use factory::HttpFactory;
 pub use options::{
     BodyTemplate, HttpOptions, Many, Matching, NotFound, OptionsError, ResponseColumn, Source, StatusRange,
 };

@@ -19,6 +19,7 @@ mod bind;
 mod connection;
 mod database;
 mod decode;
+mod factory;
 mod failures;
 mod options;
 mod query;
@@ -26,5 +27,6 @@ mod session;
 mod step;
 
 pub use connection::{DatabaseConnection, DatabaseTls};
+pub use factory::LookupFactory;
 pub use options::{LookupOptions, Matches, OnMissing, OptionsError};
 pub use step::LookupStep;

@@ -23,6 +23,31 @@ pub struct Bound {
 }
 
 impl Bound {
+    /// The text of a template that is no path: values as they are. Whoever uses it sees to it that no value is taken
+    /// for anything but text.
+    pub fn text(&self, template: &Template) -> Result<String, Diagnostic> {
+        let mut text = String::new();
+        for piece in &template.pieces {
+            let (kind, name, value) = match piece {
+                Piece::Literal(literal) => {
+                    text.push_str(literal);
+                    continue;
+                }
+                Piece::Param(name) => ("params", name, self.params.get(&name.value)),
+                Piece::Var(name) => ("vars", name, self.vars.get(&name.value)),
+            };
+            match value {
+                Some(Value::Null(_)) => {
+                    return Err(refused(name, format!("{kind}.{} is null and cannot be part of a text", name.value)));
+                }
+                Some(value) => text.push_str(&value.to_string()),
+                // A name without a value was reported where it was bound.
+                None => {}
+            }
+        }
+        Ok(text)
+    }
+
     /// Fills in a template that makes a path.
     ///
     /// A value that stands alone may be any path. One that is a part of a path must stay below it: absolute values,

@@ -18,12 +18,17 @@ use datafusion::sql::sqlparser::ast::{Expr as SqlExpr, Ident, visit_expressions_
 use indexmap::IndexMap;
 use rowmill_spec::{Diagnostic, MappedText, ResourceClass, StepKind, Workflow};
 
+use rowmill_step::Effects;
+
 use super::Reports;
 use super::bind_values::Bound;
 use super::open_sources::OpenedSources;
 use super::resolve_names::Names;
 use super::sql_errors::planning_error;
 use super::tables::StepTables;
+use super::typed_lists::with_typed_lists;
+use crate::calls::describe::columns;
+use crate::calls::{Call, Host, describe};
 use crate::plan::edge::EdgeTable;
 use crate::plan::meter::{Meter, MeterNode};
 
@@ -37,14 +42,41 @@ pub struct CheckedStep {
     pub reads: Vec<String>,
     /// Its columns.
     pub schema: SchemaRef,
-    /// Its analysed plan, from the boundaries of the steps below it.
-    pub plan: LogicalPlan,
+    /// What it does.
+    pub body: Body,
     /// The class it runs in.
     pub class: ResourceClass,
     /// How its consumers get its rows.
     pub edge: EdgeKind,
     /// Steps fused into its query, itself included.
     pub fused: usize,
+}
+
+/// What a step does.
+#[derive(Debug)]
+pub enum Body {
+    /// Its analysed plan, from the boundaries of the steps below it.
+    Query(LogicalPlan),
+    /// It is not SQL.
+    Call(Arc<Call>),
+}
+
+impl CheckedStep {
+    /// Its query, if it is SQL.
+    pub fn query(&self) -> Option<&LogicalPlan> {
+        match &self.body {
+            Body::Query(plan) => Some(plan),
+            Body::Call(_) => None,
+        }
+    }
+
+    /// What is known of a step that is not SQL.
+    pub fn call(&self) -> Option<&Arc<Call>> {
+        match &self.body {
+            Body::Query(_) => None,
+            Body::Call(call) => Some(call),
+        }
+    }
 }
 
 /// How rows get from a step to those who read it.
@@ -84,6 +116,7 @@ pub async fn check(
     bound: &Bound,
     opened: &OpenedSources,
     state: &SessionState,
+    host: &Host,
     reports: &mut Reports,
 ) -> Checked {
     let mut checked = Checked::default();
@@ -106,7 +139,6 @@ pub async fn check(
         if !ready {
             continue;
         }
-        let StepKind::Sql(sql) = &step.kind;
         let inputs: Vec<SchemaRef> = parsed
             .reads
             .iter()
@@ -115,7 +147,33 @@ pub async fn check(
                 source.or_else(|| checked.steps.get(read).map(|step| Arc::clone(&step.schema)))
             })
             .collect();
-        let statement = match_case(&parsed.statement, &inputs);
+        let meter = Arc::new(Meter::default());
+        let consumers = names.consumers.get(name).copied().unwrap_or(0);
+        let (StepKind::Sql(sql), Some(statement)) = (&step.kind, &parsed.statement) else {
+            let Some(input) = inputs.first() else { continue };
+            match describe(step, input, bound, host).await {
+                Ok(call) => {
+                    let schema = columns(&call);
+                    let class = step.resources.class.as_ref().map_or(ResourceClass::Io, |class| class.value.clone());
+                    // Never fused: nothing may be moved past it. One that is not to be repeated runs to its end
+                    // whoever reads it, so it is kept.
+                    let once = call.policy.effects == Effects::Once;
+                    let table = Arc::new(EdgeTable::new(Arc::from(name.as_str()), Arc::clone(&schema), false));
+                    let edge = match consumers > 1 || once {
+                        true => EdgeKind::Spooled(Arc::clone(&table)),
+                        false => EdgeKind::Streamed(Arc::clone(&table)),
+                    };
+                    tables.insert(name, table as _);
+                    checked.meters.insert(name.clone(), meter);
+                    let body = Body::Call(Arc::new(call));
+                    let reads = parsed.reads.clone();
+                    checked.steps.insert(name.clone(), CheckedStep { reads, schema, body, class, edge, fused: 1 });
+                }
+                Err(errors) => errors.into_iter().for_each(|error| reports.push(error)),
+            }
+            continue;
+        };
+        let statement = with_typed_lists(match_case(statement, &inputs), bound);
         let plan = match plan_query(state, statement, bound).await {
             Ok(plan) => plan,
             Err(error) => {
@@ -136,11 +194,10 @@ pub async fn check(
             .filter(|step| matches!(step.edge, EdgeKind::Fused))
             .map(|step| step.fused)
             .sum::<usize>();
-        let meter = Arc::new(Meter::default());
         let metered = MeterNode::wrap(Arc::from(name.as_str()), Arc::clone(&meter), plan.clone());
-        let consumers = names.consumers.get(name).copied().unwrap_or(0);
-        let same_class =
-            consumer_classes.get(name.as_str()).is_none_or(|classes| classes.iter().all(|other| *other == class));
+        let same_class = consumer_classes
+            .get(name.as_str())
+            .is_none_or(|classes| classes.iter().all(|other| other.as_ref() == Some(&class)));
         let edge = match consumers {
             0 | 1 if same_class && fused < MAX_FUSED => EdgeKind::Fused,
             0 | 1 => EdgeKind::Streamed(Arc::new(EdgeTable::new(Arc::from(name.as_str()), Arc::clone(&schema), true))),
@@ -153,7 +210,7 @@ pub async fn check(
         checked.meters.insert(name.clone(), meter);
         checked.steps.insert(
             name.clone(),
-            CheckedStep { reads: parsed.reads.clone(), schema, plan: metered, class, edge, fused },
+            CheckedStep { reads: parsed.reads.clone(), schema, body: Body::Query(metered), class, edge, fused },
         );
     }
     checked
@@ -164,12 +221,14 @@ pub fn class_of(declared: Option<&ResourceClass>) -> ResourceClass {
     declared.cloned().unwrap_or(ResourceClass::Cpu)
 }
 
-fn consumer_classes<'a>(workflow: &'a Workflow, names: &'a Names) -> HashMap<&'a str, Vec<ResourceClass>> {
-    let mut classes: HashMap<&str, Vec<ResourceClass>> = HashMap::new();
+/// The classes of the SQL steps that read each step; `None` for a reader that is not SQL, which fuses with nothing.
+fn consumer_classes<'a>(workflow: &'a Workflow, names: &'a Names) -> HashMap<&'a str, Vec<Option<ResourceClass>>> {
+    let mut classes: HashMap<&str, Vec<Option<ResourceClass>>> = HashMap::new();
     for (name, parsed) in &names.steps {
         let class = workflow.steps.get(name).and_then(|step| step.resources.class.as_ref()).map(|class| &class.value);
         for read in &parsed.reads {
-            classes.entry(read).or_default().push(class_of(class));
+            let class = parsed.statement.is_some().then(|| class_of(class));
+            classes.entry(read).or_default().push(class);
         }
     }
     classes

@@ -106,7 +106,8 @@ impl Cut {
             Some(step) => step.class.clone(),
             None => class_of(None),
         };
-        let wide = steps.last().and_then(|name| checked.steps.get(name)).is_some_and(|step| is_wide(&step.plan));
+        let wide =
+            steps.last().and_then(|name| checked.steps.get(name)).and_then(|step| step.query()).is_some_and(is_wide);
         let id = self.segments.len() + 1;
         self.segments.push(Segment { root, steps, inputs, class, wide });
         self.stages.push(Stage { id, segment: id - 1, name: from.to_owned(), output });

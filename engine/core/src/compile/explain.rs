@@ -1,5 +1,6 @@
 //! What a compiled workflow will do, for people and for machines: the DAG, the stages, the plans.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -8,8 +9,8 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use rowmill_spec::{Diagnostics, Workflow};
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
-use super::check_types::EdgeKind;
 use super::cut_segments::Root;
 use super::plan_segments::Planned;
 use super::{Compiled, Inputs, compile, plan};
@@ -82,7 +83,7 @@ pub fn check_workflow<'a>(
 ) -> BoxFuture<'a, Result<Diagnostics, Diagnostics>> {
     async move {
         let inputs = Inputs { everything: true, ..inputs.clone() };
-        Ok(compile(workflow, &inputs, engine.session(false), &engine.options().stores).await?.warnings)
+        Ok(compile(workflow, &inputs, engine.session(false), &engine.options().stores, engine.host()).await?.warnings)
     }
     .boxed()
 }
@@ -99,12 +100,14 @@ pub fn explain_workflow<'a>(
 ) -> BoxFuture<'a, Result<Explanation, Diagnostics>> {
     async move {
         let texts = Arc::clone(&workflow.texts);
-        let compiled = compile(workflow, inputs, engine.session(false), &engine.options().stores).await?;
+        let compiled =
+            compile(workflow, inputs, engine.session(false), &engine.options().stores, engine.host()).await?;
         if !plans {
             return Ok(explain(&compiled, None));
         }
         let places: Vec<StagedSink> = compiled.sinks.iter().map(StagedSink::imagined).collect();
-        match plan(&compiled, inputs, &places).await {
+        let scope = engine.scope("explain", &CancellationToken::new(), std::env::temp_dir());
+        match plan(&compiled, inputs, &places, &scope).await {
             Ok(planned) => Ok(explain(&compiled, Some(&planned))),
             Err(error) => Err(Diagnostics { reports: vec![report(&error)], texts }),
         }
@@ -139,7 +142,7 @@ pub fn explain(compiled: &Compiled, planned: Option<&Planned>) -> Explanation {
             name: name.clone(),
             kind: workflow.steps.get(name).map_or("sql", |step| step.kind.key()),
             class: Some(step.class.as_str().to_owned()),
-            effects: Some("pure"),
+            effects: Some(step.call().map_or("pure", |call| call.policy.effects.as_str())),
             columns: columns(&step.schema),
             path: None,
         });
@@ -173,19 +176,16 @@ pub fn explain(compiled: &Compiled, planned: Option<&Planned>) -> Explanation {
                 class: segment.class.as_str().to_owned(),
                 wide: segment.wide,
                 output: stage.output.clone(),
-                plan: planned.and_then(|planned| plan_text(compiled, planned, &segment.root)),
+                plan: planned.and_then(|planned| plan_text(planned, &segment.root)),
             })
         })
         .collect();
     Explanation { workflow: workflow.name.value.clone(), nodes, edges, stages, unneeded: compiled.unneeded.clone() }
 }
 
-fn plan_text(compiled: &Compiled, planned: &Planned, root: &Root) -> Option<String> {
+fn plan_text(planned: &Planned, root: &Root) -> Option<String> {
     let plan = match root {
-        Root::Step(name) => match compiled.steps.get(name).map(|step| &step.edge) {
-            Some(EdgeKind::Streamed(_)) => return None, // stands inside its consumer's plan
-            _ => &planned.spools.iter().find(|(step, _)| step == name)?.1,
-        },
+        Root::Step(name) => &planned.apart.iter().find(|(step, _)| step == name)?.1,
         root => &planned.roots.iter().find(|planned| planned.root == *root)?.plan,
     };
     Some(displayable(plan.as_ref()).indent(false).to_string())
@@ -234,8 +234,9 @@ impl Explanation {
     /// A Mermaid flowchart.
     pub fn to_mermaid(&self) -> String {
         let mut text = String::from("flowchart LR\n");
+        let ids = identifiers(&self.nodes);
         for node in &self.nodes {
-            let id = identifier(&node.id);
+            let Some(id) = ids.get(node.id.as_str()) else { continue };
             let label = node.name.replace('"', "#quot;");
             let _ = match node.kind {
                 "source" => writeln!(text, "  {id}[(\"{label}\")]"),
@@ -248,7 +249,9 @@ impl Explanation {
             };
         }
         for (from, to) in &self.edges {
-            let _ = writeln!(text, "  {} --> {}", identifier(from), identifier(to));
+            if let (Some(from), Some(to)) = (ids.get(from.as_str()), ids.get(to.as_str())) {
+                let _ = writeln!(text, "  {from} --> {to}");
+            }
         }
         text
     }
@@ -273,6 +276,21 @@ impl Explanation {
     }
 }
 
-fn identifier(id: &str) -> String {
-    id.chars().map(|c| if c.is_alphanumeric() { c } else { '_' }).collect()
+/// A Mermaid identifier for each node: its name where that is one, is not taken, and is no word of the language.
+fn identifiers(nodes: &[Node]) -> HashMap<&str, String> {
+    const WORDS: &[&str] =
+        &["end", "graph", "flowchart", "subgraph", "style", "class", "classdef", "click", "linkstyle"];
+    let mut taken: HashSet<String> = WORDS.iter().map(|word| (*word).to_owned()).collect();
+    let mut ids = HashMap::new();
+    for node in nodes {
+        let plain: String = node.id.chars().map(|c| if c.is_alphanumeric() { c } else { '_' }).collect();
+        let mut id = plain.clone();
+        let mut number = 2;
+        while !taken.insert(id.to_lowercase()) {
+            id = format!("{plain}_{number}");
+            number += 1;
+        }
+        ids.insert(node.id.as_str(), id);
+    }
+    ids
 }

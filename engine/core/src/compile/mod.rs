@@ -24,6 +24,7 @@ pub mod plan_segments;
 pub mod resolve_names;
 pub mod sql_errors;
 pub mod tables;
+mod typed_lists;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -41,6 +42,7 @@ pub use check_types::CheckedStep;
 pub use cut_segments::{Cut, Segment, Stage};
 pub use plan_segments::{Planned, PlannedSink, plan};
 
+use crate::calls::Host;
 use crate::plan::meter::Meter;
 use crate::sinks::SinkTarget;
 use crate::sources::files::SourceFile;
@@ -110,8 +112,9 @@ pub fn compile<'a>(
     inputs: &'a Inputs,
     state: SessionState,
     stores: &'a StoreOptions,
+    host: &'a Host,
 ) -> BoxFuture<'a, Result<Compiled, Diagnostics>> {
-    compile_workflow(workflow, inputs, state, stores).boxed()
+    compile_workflow(workflow, inputs, state, stores, host).boxed()
 }
 
 async fn compile_workflow(
@@ -119,6 +122,7 @@ async fn compile_workflow(
     inputs: &Inputs,
     state: SessionState,
     stores: &StoreOptions,
+    host: &Host,
 ) -> Result<Compiled, Diagnostics> {
     let mut reports = Reports { workflow: Arc::clone(&workflow), reports: Vec::new() };
     if workflow.steps.len() > MAX_STEPS {
@@ -137,7 +141,7 @@ async fn compile_workflow(
     reports.stop_on_errors()?;
     let opened = open_sources::open(&workflow, inputs, &bound, &names, &state, stores, &mut reports).await;
     let sinks = crate::sinks::targets(&workflow, &bound, &inputs.base, &state, stores, &mut reports);
-    let checked = check_types::check(&workflow, &names, &bound, &opened, &state, &mut reports).await;
+    let checked = check_types::check(&workflow, &names, &bound, &opened, &state, host, &mut reports).await;
     crate::sinks::check_columns(&sinks, &checked, &opened, &mut reports);
     reports.stop_on_errors()?;
     let cut = cut_segments::cut(&workflow, inputs, &names, &checked, &sinks);

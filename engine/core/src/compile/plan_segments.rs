@@ -17,12 +17,16 @@ use datafusion::physical_plan::ExecutionPlan;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
-use super::check_types::EdgeKind;
+use rowmill_items::Ledger;
+use rowmill_step::Effects;
+
+use super::check_types::{Body, EdgeKind};
 use super::cut_segments::Root;
 use super::{Compiled, Inputs};
+use crate::calls::{Call, CallExec, RunScope, RunningStep};
 use crate::plan::edge::{EdgeTable, Producer};
-use crate::plan::meter::{Meter, MeterNode};
-use crate::plan::spool::Spool;
+use crate::plan::meter::{Meter, MeterExec, MeterNode};
+use crate::plan::spool::{Spool, SpoolExec};
 use crate::sinks::StagedSink;
 
 /// The plan of one root that is executed.
@@ -41,8 +45,10 @@ pub struct PlannedSink {
 pub struct Planned {
     /// Plans to execute, side by side.
     pub roots: Vec<PlannedSink>,
-    /// Steps that are kept for several readers, with their plans, for `explain`.
-    pub spools: Vec<(String, Arc<dyn ExecutionPlan>)>,
+    /// Steps whose plans are leaves of their readers' plans, streamed or spooled.
+    pub apart: Vec<(String, Arc<dyn ExecutionPlan>)>,
+    /// Steps that run to their end whoever reads them.
+    pub to_completion: Vec<Arc<dyn ExecutionPlan>>,
 }
 
 /// What the consumers of an edge ask for.
@@ -63,19 +69,34 @@ pub fn plan<'a>(
     compiled: &'a Compiled,
     inputs: &'a Inputs,
     staged: &'a [StagedSink],
+    scope: &'a RunScope,
 ) -> BoxFuture<'a, Result<Planned>> {
-    plan_all(compiled, inputs, staged).boxed()
+    plan_all(compiled, inputs, staged, scope).boxed()
 }
 
-async fn plan_all(compiled: &Compiled, inputs: &Inputs, staged: &[StagedSink]) -> Result<Planned> {
+/// Every segment's optimized query, in the order of [`crate::compile::Cut::segments`]; for a step that is not SQL the
+/// query of its input.
+#[derive(Debug)]
+pub(crate) struct Optimized {
+    /// The queries.
+    pub(crate) plans: Vec<LogicalPlan>,
+    /// Steps that a recursive query reads again and again.
+    recursive: HashSet<String>,
+}
+
+/// Optimizes every segment, consumers first.
+pub(crate) fn optimize_segments(compiled: &Compiled, inputs: &Inputs, staged: &[StagedSink]) -> Result<Optimized> {
     let state = &compiled.state;
     let mut demands: HashMap<String, Demand> = HashMap::new();
-    let mut optimized: Vec<Option<LogicalPlan>> = Vec::new();
+    let mut plans: Vec<LogicalPlan> = Vec::new();
     for segment in compiled.cut.segments.iter().rev() {
         let plan = match &segment.root {
             Root::Step(name) => {
                 let demand = demands.remove(name).unwrap_or_default();
-                let produced = narrowed(compiled, name, &demand)?;
+                let produced = match compiled.steps.get(name).map(|step| &step.body) {
+                    Some(Body::Call(call)) => call_input(compiled, inputs, call, &demand)?,
+                    _ => narrowed(compiled, name, &demand)?,
+                };
                 demands.insert(name.clone(), demand);
                 produced
             }
@@ -90,24 +111,42 @@ async fn plan_all(compiled: &Compiled, inputs: &Inputs, staged: &[StagedSink]) -
         };
         let plan = state.optimize(&plan)?;
         ask(&plan, &mut demands)?;
-        optimized.push(Some(plan));
+        plans.push(plan);
     }
-    optimized.reverse();
+    plans.reverse();
+    let recursive = demands.into_iter().filter(|(_, demand)| demand.recursive).map(|(name, _)| name).collect();
+    Ok(Optimized { plans, recursive })
+}
+
+async fn plan_all(compiled: &Compiled, inputs: &Inputs, staged: &[StagedSink], scope: &RunScope) -> Result<Planned> {
+    let state = &compiled.state;
+    let Optimized { plans, recursive } = optimize_segments(compiled, inputs, staged)?;
     let mut planned = Planned::default();
-    for (segment, logical) in compiled.cut.segments.iter().zip(optimized) {
-        let Some(logical) = logical else { continue };
-        let plan = state.query_planner().create_physical_plan(&logical, state).await?;
+    for (segment, logical) in compiled.cut.segments.iter().zip(plans) {
+        let mut plan = state.query_planner().create_physical_plan(&logical, state).await?;
         let Root::Step(name) = &segment.root else {
             planned.roots.push(PlannedSink { root: segment.root.clone(), logical, plan });
             continue;
         };
         let Some(step) = compiled.steps.get(name) else { return internal_err!("step {name} is not checked") };
+        let mut to_completion = false;
+        if let Body::Call(call) = &step.body {
+            plan = call_over(compiled, name, call, plan, scope)?;
+            to_completion = call.policy.effects == Effects::Once;
+        }
         match &step.edge {
-            EdgeKind::Streamed(edge) => edge.connect(Producer::Plan(plan))?,
+            EdgeKind::Streamed(edge) => {
+                planned.apart.push((name.clone(), Arc::clone(&plan)));
+                edge.connect(Producer::Plan(plan))?;
+            }
             EdgeKind::Spooled(edge) => {
-                let recursive = demands.get(name).is_some_and(|demand| demand.recursive);
-                planned.spools.push((name.clone(), Arc::clone(&plan)));
-                edge.connect(Producer::Spool(Arc::new(Spool::new(Arc::from(name.as_str()), plan, recursive))))?;
+                let recursive = recursive.contains(name);
+                planned.apart.push((name.clone(), Arc::clone(&plan)));
+                let spool = Arc::new(Spool::new(Arc::from(name.as_str()), plan, recursive));
+                if to_completion {
+                    planned.to_completion.push(Arc::new(SpoolExec::new(Arc::clone(&spool))));
+                }
+                edge.connect(Producer::Spool(spool))?;
             }
             EdgeKind::Fused => return internal_err!("step {name} is a segment of its own and fused into another"),
         }
@@ -115,11 +154,54 @@ async fn plan_all(compiled: &Compiled, inputs: &Inputs, staged: &[StagedSink]) -
     Ok(planned)
 }
 
+/// The operator of a step over the plan of its input, with its meter.
+fn call_over(
+    compiled: &Compiled,
+    name: &str,
+    call: &Call,
+    input: Arc<dyn ExecutionPlan>,
+    scope: &RunScope,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let schema = input.schema();
+    let operator = scope.operator(call, &schema).map_err(DataFusionError::Configuration)?;
+    let ledger = Arc::new(Ledger::new(&schema, scope.folder.join(format!("{name}.ledger.arrow"))));
+    scope.steps.lock().push(RunningStep { operator: Arc::clone(&operator), ledger: Arc::clone(&ledger) });
+    let plan = Arc::new(CallExec::new(input, operator, ledger));
+    let meter = compiled.meters.get(name).map_or_else(|| Arc::new(Meter::default()), Arc::clone);
+    Ok(Arc::new(MeterExec::new(Arc::from(name), meter, plan)))
+}
+
+/// The input of a step that is not SQL: the columns that it reads, and those that its consumers ask for.
+fn call_input(compiled: &Compiled, inputs: &Inputs, call: &Call, demand: &Demand) -> Result<LogicalPlan> {
+    let rows = rows_of(compiled, inputs, &call.from)?;
+    let mut kept: BTreeSet<usize> =
+        demand.columns.iter().copied().filter(|column| *column < call.input.fields().len()).collect();
+    for field in call.shape.input.fields() {
+        kept.insert(call.input.index_of(field.name())?);
+    }
+    for name in call.cache.iter().flat_map(|(cache, _)| &cache.key) {
+        kept.insert(call.input.index_of(name)?);
+    }
+    // Rows of no columns would have to be counted some other way.
+    if kept.is_empty() && !call.input.fields().is_empty() {
+        kept.insert(0);
+    }
+    if kept.len() == call.input.fields().len() {
+        return Ok(rows);
+    }
+    let columns = rows.schema().columns();
+    let kept = kept.into_iter().filter_map(|at| columns.get(at).cloned()).map(Expr::Column);
+    LogicalPlanBuilder::from(rows).project(kept.collect::<Vec<_>>())?.build()
+}
+
 /// The rows of a step or source, as a plan for a sink.
 fn rows_of(compiled: &Compiled, inputs: &Inputs, name: &str) -> Result<LogicalPlan> {
     if let Some(step) = compiled.steps.get(name) {
         return match step.edge.table() {
-            None => Ok(step.plan.clone()),
+            None => match step.query() {
+                Some(plan) => Ok(plan.clone()),
+                None => internal_err!("step {name} is not SQL and has no edge"),
+            },
             Some(table) => LogicalPlanBuilder::scan(name, provider_as_source(Arc::clone(table) as _), None)?.build(),
         };
     }
@@ -135,7 +217,8 @@ fn rows_of(compiled: &Compiled, inputs: &Inputs, name: &str) -> Result<LogicalPl
 /// The plan of a step, without the columns and rows that nobody asks for.
 fn narrowed(compiled: &Compiled, name: &str, demand: &Demand) -> Result<LogicalPlan> {
     let Some(step) = compiled.steps.get(name) else { return internal_err!("step {name} is not checked") };
-    let mut builder = LogicalPlanBuilder::from(step.plan.clone());
+    let Some(query) = step.query() else { return internal_err!("step {name} is not SQL") };
+    let mut builder = LogicalPlanBuilder::from(query.clone());
     let filters = demand.filters.iter().cloned().reduce(Expr::and);
     if let Some(filter) = filters {
         let columns = builder.schema().columns();

@@ -19,12 +19,13 @@ use std::ops::ControlFlow;
 
 use super::sql_errors::{nearest, place, syntax_error};
 use super::{Inputs, Reports};
+use crate::sql::too_many;
 
 /// A step's parsed query and what it reads.
 #[derive(Debug, Clone)]
 pub struct ParsedStep {
-    /// The query.
-    pub statement: Statement,
+    /// The query; `None` for a step that is not SQL.
+    pub statement: Option<Statement>,
     /// Sources and steps it reads, by their declared names; once for each mention.
     pub reads: Vec<String>,
 }
@@ -51,8 +52,11 @@ pub fn resolve(workflow: &Workflow, inputs: &Inputs, reports: &mut Reports) -> N
         workflow.sources.keys().chain(workflow.steps.keys()).map(|name| (name.to_lowercase(), name.as_str())).collect();
     let mut broken: HashSet<&str> = HashSet::new();
     for (name, step) in &workflow.steps {
-        let StepKind::Sql(sql) = &step.kind;
-        match parse(name, &sql.text, workflow, &known) {
+        let parsed = match &step.kind {
+            StepKind::Sql(sql) => parse(name, &sql.text, workflow, &known),
+            kind => taken(name, kind, &known),
+        };
+        match parsed {
             Ok(parsed) => {
                 names.steps.insert(name.clone(), parsed);
             }
@@ -91,6 +95,10 @@ fn parse(
     workflow: &Workflow,
     known: &HashMap<String, &str>,
 ) -> Result<ParsedStep, Vec<Diagnostic>> {
+    if let Some(what) = too_many(&text.text) {
+        let report = Diagnostic::error("RM0301", format!("step `{step}` is a query of {what}")).at(text.span, "");
+        return Err(vec![report.help("split it into steps; an IN list or a join with a table has no operators")]);
+    }
     let statements = DFParserBuilder::new(text.text.as_str())
         .with_dialect(&GenericDialect {})
         .with_recursion_limit(128)
@@ -166,9 +174,26 @@ fn parse(
         }
     }
     match errors.is_empty() {
-        true => Ok(ParsedStep { statement, reads }),
+        true => Ok(ParsedStep { statement: Some(statement), reads }),
         false => Err(errors),
     }
+}
+
+/// What a step that is not SQL takes its rows from.
+fn taken(step: &str, kind: &StepKind, known: &HashMap<String, &str>) -> Result<ParsedStep, Vec<Diagnostic>> {
+    let Some(from) = kind.from() else { return Ok(ParsedStep { statement: None, reads: Vec::new() }) };
+    if let Some(declared) = known.get(&from.value.to_lowercase()) {
+        return Ok(ParsedStep { statement: None, reads: vec![(*declared).to_owned()] });
+    }
+    let report = Diagnostic::error(
+        "RM0204",
+        format!("step `{step}` takes rows from `{}`, which is no step or source", from.value),
+    )
+    .at(from.span, "");
+    Err(vec![match nearest(from, known.values().copied()) {
+        Some(other) => report.help(format!("did you mean `{other}`?")),
+        None => report.help(format!("declared are {}", list(known.values().copied()))),
+    }])
 }
 
 fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {

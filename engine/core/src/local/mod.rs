@@ -9,17 +9,20 @@ use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::{DataFusionError, Result, ToDFSchema as _};
 use datafusion::execution::TaskContext;
 use datafusion::logical_expr::{EmptyRelation, LogicalPlan};
-use datafusion::physical_plan::{ExecutionPlan, collect_partitioned};
-use futures::FutureExt as _;
+use datafusion::physical_plan::{ExecutionPlan, collect_partitioned, execute_stream_partitioned};
 use futures::future::{BoxFuture, Either, select, try_join_all};
+use futures::{FutureExt as _, StreamExt as _};
 use indexmap::IndexMap;
+use rowmill_items::{LedgerSample, Tally, TallySnapshot};
 use rowmill_spec::{Diagnostic, Diagnostics, Fault, Format, LogicalType, Workflow};
+use rowmill_step::{Effects, Outcome};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::calls::{Call, RunScope};
 use crate::compile::cut_segments::Root;
 use crate::compile::{Compiled, Inputs, Planned, compile, plan};
-use crate::error::{is_out_of_memory, report};
+use crate::error::{is_out_of_memory, report, stopped_report};
 use crate::plan::meter::Meter;
 use crate::runtime::Engine;
 use crate::sinks::{SinkTarget, StagedSink};
@@ -27,7 +30,7 @@ use crate::sources::files;
 use crate::types::logical_type;
 
 /// What a run did.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct RunReport {
     /// Its id (UUIDv7).
     pub id: Uuid,
@@ -43,6 +46,8 @@ pub struct RunReport {
     pub collected: IndexMap<String, Vec<RecordBatch>>,
     /// From the start to the last publication.
     pub elapsed: Duration,
+    /// Steps that are not simply SQL: what became of their items.
+    pub items: Vec<ItemsReport>,
     /// Whether joins had to sort because hashing did not fit into memory.
     pub replanned: bool,
     /// Warnings of the compiler.
@@ -62,6 +67,27 @@ pub struct StepReport {
     pub bytes: u64,
     /// Batches.
     pub batches: u64,
+}
+
+/// What became of the items of one step.
+#[derive(Debug, Clone)]
+pub struct ItemsReport {
+    /// The step.
+    pub step: String,
+    /// The counts.
+    pub counts: TallySnapshot,
+    /// The first few items that are not simply ok.
+    pub samples: Vec<LedgerSample>,
+}
+
+impl ItemsReport {
+    /// Items that did not get their result, and that no default stands in for.
+    pub fn failures(&self) -> u64 {
+        [Outcome::Failed, Outcome::DeadLettered, Outcome::Unknown]
+            .into_iter()
+            .map(|outcome| self.counts.outcomes.get(outcome))
+            .sum()
+    }
 }
 
 /// What a sink published.
@@ -107,13 +133,13 @@ impl From<Diagnostics> for RunError {
 
 /// What watches a run: told once when it starts, with the meters to read as it goes.
 pub trait Observer: Send + Sync {
-    /// The workflow compiled, and its plans begin to run.
-    fn started(&self, run: Uuid, meters: &IndexMap<String, Arc<Meter>>);
+    /// The workflow compiled, and its plans begin to run. Steps that are not SQL have a tally too.
+    fn started(&self, run: Uuid, meters: &IndexMap<String, Arc<Meter>>, tallies: &IndexMap<String, Arc<Tally>>);
 }
 
 /// Nobody watches.
 impl Observer for () {
-    fn started(&self, _run: Uuid, _meters: &IndexMap<String, Arc<Meter>>) {}
+    fn started(&self, _run: Uuid, _meters: &IndexMap<String, Arc<Meter>>, _tallies: &IndexMap<String, Arc<Tally>>) {}
 }
 
 /// Runs a workflow to its end.
@@ -144,7 +170,8 @@ async fn run_workflow(
     let mut replanned = false;
     loop {
         let state = engine.session(replanned);
-        let compiled = compile(Arc::clone(&workflow), inputs, state, &engine.options().stores).await?;
+        let stores = &engine.options().stores;
+        let compiled = compile(Arc::clone(&workflow), inputs, state, stores, engine.host()).await?;
         if compiled.cut.segments.is_empty() {
             let nothing = Diagnostic::error(
                 "RM0119",
@@ -154,8 +181,22 @@ async fn run_workflow(
             .help("add one: `sinks: {result: {from: STEP, path: out/result.parquet}}`");
             return Err(failed(&workflow, nothing).into());
         }
-        let mut staged = stage(engine, &compiled, id).await?;
-        let outcome = execute(engine, &compiled, inputs, &mut staged, id, cancel, observer).await;
+        let mut staged = match stage(engine, &compiled, id).await {
+            Ok(staged) => staged,
+            Err(Stop::Report(report)) => return Err(failed(&workflow, *report).into()),
+            Err(Stop::Error(error, _)) => return Err(failed(&workflow, report(&error)).into()),
+            Err(Stop::Cancelled) => return Err(RunError::Cancelled),
+        };
+        let folder = match ledger_folder(engine) {
+            Ok(folder) => folder,
+            Err(error) => {
+                discard(staged).await;
+                return Err(failed(&workflow, environment(format!("the folder for ledgers: {error}"))).into());
+            }
+        };
+        let scope = engine.scope(&id.to_string(), &cancel.child_token(), folder.path().to_owned());
+        let outcome = execute(engine, &compiled, inputs, &mut staged, &scope, cancel, observer).await;
+        let outcome = end_steps(&scope, outcome).await;
         match outcome {
             Ok(done) => {
                 let sinks = match publish(&compiled, staged, &done.written).await {
@@ -170,18 +211,18 @@ async fn run_workflow(
                     sinks,
                     collected: done.collected,
                     elapsed: started.elapsed(),
+                    items: items_reports(&compiled, &scope),
                     replanned,
                     warnings: compiled.warnings,
                 });
             }
             Err(stop) => {
-                // Looked at before the room is given back.
-                let full = staged.iter().any(StagedSink::is_disk_full);
+                let refused = refused(engine, &compiled, &staged, id);
                 discard(staged).await;
                 match stop {
                     // Hash joins cannot spill, sort-merge joins can (DESIGN 18). All steps are pure here, and nothing
                     // was published, so the run simply starts over.
-                    Stop::Error(error, true) if !replanned && is_out_of_memory(&error) => {
+                    Stop::Error(error, true) if !replanned && is_out_of_memory(&error) && is_pure(&compiled) => {
                         tracing::warn!("memory ran out in a hash join; starting over with sort-merge joins");
                         replanned = true;
                     }
@@ -189,11 +230,7 @@ async fn run_workflow(
                         // A file that was replaced under a reader fails in many ways; the reason is one.
                         let report = match files::changed(&compiled.files, engine.runtime()).await {
                             Some(file) => source_changed(&file),
-                            None => report(&error),
-                        };
-                        let report = match full && report.code == "RM0704" {
-                            true => disk_full(report),
-                            false => report,
+                            None => refused.unwrap_or_else(|| report(&error)),
                         };
                         return Err(failed(&workflow, report).into());
                     }
@@ -209,7 +246,7 @@ fn failed(workflow: &Workflow, report: Diagnostic) -> Diagnostics {
     Diagnostics { reports: vec![report], texts: Arc::clone(&workflow.texts) }
 }
 
-async fn stage(engine: &Engine, compiled: &Compiled, id: Uuid) -> Result<Vec<StagedSink>, RunError> {
+pub(crate) async fn stage(engine: &Engine, compiled: &Compiled, id: Uuid) -> Result<Vec<StagedSink>, Stop> {
     let mut staged = Vec::new();
     for sink in &compiled.sinks {
         let store = engine.runtime().object_store(&sink.location.store);
@@ -221,7 +258,7 @@ async fn stage(engine: &Engine, compiled: &Compiled, id: Uuid) -> Result<Vec<Sta
             Ok(place) => staged.push(place),
             Err(message) => {
                 discard(staged).await;
-                return Err(failed(&compiled.workflow, environment(message)).into());
+                return Err(Stop::Report(Box::new(environment(message))));
             }
         }
     }
@@ -241,17 +278,18 @@ fn environment(message: String) -> Diagnostic {
 }
 
 /// Why execution ended early.
-enum Stop {
+#[derive(Debug)]
+pub(crate) enum Stop {
     /// An operator failed; whether the plans held hash joins.
     Error(DataFusionError, bool),
     Report(Box<Diagnostic>),
     Cancelled,
 }
 
-#[derive(Default)]
-struct Done {
+#[derive(Debug, Default)]
+pub(crate) struct Done {
     /// Rows written, by sink.
-    written: Vec<u64>,
+    pub(crate) written: Vec<u64>,
     collected: IndexMap<String, Vec<RecordBatch>>,
 }
 
@@ -260,13 +298,30 @@ async fn execute(
     compiled: &Compiled,
     inputs: &Inputs,
     staged: &mut [StagedSink],
-    id: Uuid,
+    scope: &RunScope,
     cancel: &CancellationToken,
     observer: &dyn Observer,
 ) -> Result<Done, Stop> {
-    let planned = plan(compiled, inputs, staged).await.map_err(|error| Stop::Error(error, false))?;
-    let hashing = has_hash_join(&planned);
-    observer.started(id, &compiled.meters);
+    let planned = plan(compiled, inputs, staged, scope).await.map_err(|error| Stop::Error(error, false))?;
+    let run = Uuid::parse_str(&scope.run).unwrap_or_default();
+    observer.started(run, &compiled.meters, &tallies(compiled));
+    run_roots(engine, compiled, &planned, staged, cancel).await
+}
+
+/// Executes the plans of sinks and of collected steps side by side, and seals what they wrote.
+pub(crate) async fn run_roots(
+    engine: &Engine,
+    compiled: &Compiled,
+    planned: &Planned,
+    staged: &mut [StagedSink],
+    cancel: &CancellationToken,
+) -> Result<Done, Stop> {
+    let hashing = has_hash_join(planned);
+    let drains = planned.to_completion.iter().map(|plan| {
+        let context = Arc::new(TaskContext::from(&compiled.state));
+        SpawnedTask::spawn(drain(Arc::clone(plan), context))
+    });
+    let drains: Vec<_> = drains.collect();
     let tasks: Vec<_> = planned
         .roots
         .iter()
@@ -277,19 +332,17 @@ async fn execute(
             SpawnedTask::spawn(collect_partitioned(plan, context))
         })
         .collect();
-    let all = try_join_all(tasks.into_iter().map(|task| async move {
-        match task.join().await {
-            Ok(result) => result,
-            Err(error) if error.is_panic() => Err(panicked(error)),
-            Err(error) => Err(DataFusionError::ExecutionJoin(Box::new(error))),
-        }
-    }));
+    let all = async {
+        let roots = try_join_all(tasks.into_iter().map(joined));
+        let drains = try_join_all(drains.into_iter().map(joined));
+        futures::try_join!(roots, drains).map(|(results, _)| results)
+    };
     let results = match select(Box::pin(all), Box::pin(cancel.cancelled())).await {
         Either::Left((results, _)) => results.map_err(|error| Stop::Error(error, hashing))?,
         // Dropping the futures aborts every task below them.
         Either::Right(((), _)) => return Err(Stop::Cancelled),
     };
-    let written: Vec<Option<u64>> = written_by_sink(compiled, &planned, &results);
+    let written: Vec<Option<u64>> = written_by_sink(compiled, planned, &results);
     for (at, (sink, place)) in compiled.sinks.iter().zip(staged.iter()).enumerate() {
         if sink.is_directory() && written.get(at).copied().flatten() == Some(0) {
             write_empty(compiled, sink, place).await.map_err(|error| Stop::Error(error, false))?;
@@ -322,9 +375,86 @@ async fn execute(
     Ok(done)
 }
 
-fn disk_full(report: Diagnostic) -> Diagnostic {
-    Diagnostic { code: "RM0702", help: Vec::new(), ..report }
-        .help("the disk of a sink is full: free some space, or write to a larger disk")
+async fn joined<T: 'static>(task: SpawnedTask<Result<T>>) -> Result<T> {
+    match task.join().await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => Err(panicked(error)),
+        Err(error) => Err(DataFusionError::ExecutionJoin(Box::new(error))),
+    }
+}
+
+/// Reads a plan to its end for the sake of what its steps do.
+async fn drain(plan: Arc<dyn ExecutionPlan>, context: Arc<TaskContext>) -> Result<()> {
+    let streams = execute_stream_partitioned(plan, context)?;
+    try_join_all(streams.into_iter().map(|mut stream| async move {
+        while let Some(batch) = stream.next().await {
+            drop(batch?);
+        }
+        Ok(())
+    }))
+    .await
+    .map(drop)
+}
+
+/// Where ledgers go that do not fit into memory; gone with the run.
+fn ledger_folder(engine: &Engine) -> std::io::Result<tempfile::TempDir> {
+    match &engine.options().temp_dir {
+        Some(folder) => tempfile::Builder::new().prefix("rowmill-run-").tempdir_in(folder),
+        None => tempfile::Builder::new().prefix("rowmill-run-").tempdir(),
+    }
+}
+
+/// Ends the steps that are not SQL: waits for what is under way, and judges what could not be judged before the end.
+async fn end_steps(scope: &RunScope, outcome: Result<Done, Stop>) -> Result<Done, Stop> {
+    if outcome.is_err() {
+        scope.cancel.cancel();
+    }
+    let steps = scope.steps.lock().clone();
+    for step in &steps {
+        step.operator.close().await;
+    }
+    let done = outcome?;
+    for step in &steps {
+        step.operator.check_end().map_err(|stopped| Stop::Report(Box::new(stopped_report(&stopped))))?;
+    }
+    Ok(done)
+}
+
+pub(crate) fn tallies(compiled: &Compiled) -> IndexMap<String, Arc<Tally>> {
+    let calls = compiled.steps.iter().filter_map(|(name, step)| Some((name.clone(), Arc::clone(&step.call()?.tally))));
+    calls.collect()
+}
+
+fn items_reports(compiled: &Compiled, scope: &RunScope) -> Vec<ItemsReport> {
+    let steps = scope.steps.lock();
+    let of = |call: &Call| ItemsReport {
+        step: call.step.to_string(),
+        counts: call.tally.snapshot(),
+        samples: steps
+            .iter()
+            .filter(|step| Arc::ptr_eq(step.operator.tally(), &call.tally))
+            .flat_map(|step| step.ledger.samples())
+            .collect(),
+    };
+    compiled.steps.values().filter_map(|step| step.call()).map(|call| of(call)).collect()
+}
+
+/// Whether every step can be run again without anybody noticing.
+fn is_pure(compiled: &Compiled) -> bool {
+    compiled.steps.values().filter_map(|step| step.call()).all(|call| call.policy.effects == Effects::Pure)
+}
+
+/// Why a sink's disk refused to take its rows, if it did. Writers of DataFusion say only that they failed; the store
+/// knows why.
+fn refused(engine: &Engine, compiled: &Compiled, staged: &[StagedSink], id: Uuid) -> Option<Diagnostic> {
+    let failure = engine.local_files().take_write_failure(&id.to_string())?;
+    let place = staged.iter().position(|place| place.holds(&failure.path));
+    let sink = place.and_then(|at| Some((staged.get(at)?.sink(), compiled.sinks.get(at)?.path.as_str())));
+    let message = match sink {
+        Some((sink, path)) => format!("sink `{sink}`: cannot write `{path}`: {}", failure.message),
+        None => format!("cannot write `/{}`: {}", failure.path, failure.message),
+    };
+    Some(environment(message))
 }
 
 fn source_changed(file: &str) -> Diagnostic {
@@ -374,7 +504,7 @@ fn has_hash_join(planned: &Planned) -> bool {
     fn walk(plan: &Arc<dyn ExecutionPlan>) -> bool {
         matches!(plan.name(), "HashJoinExec" | "NestedLoopJoinExec") || plan.children().into_iter().any(walk)
     }
-    planned.roots.iter().any(|root| walk(&root.plan)) || planned.spools.iter().any(|(_, plan)| walk(plan))
+    planned.roots.iter().any(|root| walk(&root.plan)) || planned.apart.iter().any(|(_, plan)| walk(plan))
 }
 
 /// A write plan answers with one row: how many it wrote.
@@ -386,7 +516,11 @@ fn written_rows(batches: &[RecordBatch]) -> u64 {
         .sum()
 }
 
-async fn publish(compiled: &Compiled, staged: Vec<StagedSink>, written: &[u64]) -> Result<Vec<SinkReport>, Diagnostic> {
+pub(crate) async fn publish(
+    compiled: &Compiled,
+    staged: Vec<StagedSink>,
+    written: &[u64],
+) -> Result<Vec<SinkReport>, Diagnostic> {
     let mut published: Vec<SinkReport> = Vec::new();
     let mut waiting = staged.into_iter();
     for (at, sink) in compiled.sinks.iter().enumerate() {
@@ -426,13 +560,13 @@ async fn publish(compiled: &Compiled, staged: Vec<StagedSink>, written: &[u64]) 
     Ok(published)
 }
 
-async fn discard(staged: Vec<StagedSink>) {
+pub(crate) async fn discard(staged: Vec<StagedSink>) {
     for place in staged {
         place.discard().await;
     }
 }
 
-fn step_reports(compiled: &Compiled) -> Vec<StepReport> {
+pub(crate) fn step_reports(compiled: &Compiled) -> Vec<StepReport> {
     compiled
         .steps
         .iter()

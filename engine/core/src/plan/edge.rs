@@ -17,11 +17,12 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::projection::{ProjectionExec, ProjectionExpr};
 
 use super::spool::{Spool, SpoolExec};
+use super::streamed::StreamedExec;
 
 /// What stands behind an edge once the producer is planned.
 #[derive(Debug)]
 pub enum Producer {
-    /// One consumer: the producer's plan itself becomes part of the consumer's.
+    /// One consumer, whose plan holds the producer's as a leaf.
     Plan(Arc<dyn ExecutionPlan>),
     /// Several consumers: each reads what one execution of the producer left in the spool.
     Spool(Arc<Spool>),
@@ -87,7 +88,7 @@ impl TableProvider for EdgeTable {
         _limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let plan: Arc<dyn ExecutionPlan> = match self.producer.get() {
-            Some(Producer::Plan(plan)) => Arc::clone(plan),
+            Some(Producer::Plan(plan)) => Arc::new(StreamedExec::new(Arc::clone(&self.step), Arc::clone(plan))),
             Some(Producer::Spool(spool)) => Arc::new(SpoolExec::new(Arc::clone(spool))),
             None => return internal_err!("step {} is read before it is planned", self.step),
         };

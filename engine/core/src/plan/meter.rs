@@ -48,6 +48,12 @@ impl Meter {
         self.bytes.fetch_add(sliced_bytes(batch), Ordering::Relaxed);
     }
 
+    /// Counts rows that were made before: by an earlier attempt of a durable run.
+    pub fn add(&self, rows: u64, bytes: u64) {
+        self.rows.fetch_add(rows, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     /// Rows so far.
     pub fn rows(&self) -> u64 {
         self.rows.load(Ordering::Relaxed)

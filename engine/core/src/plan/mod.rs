@@ -5,3 +5,4 @@ pub mod meter;
 pub mod planner;
 pub mod range;
 pub mod spool;
+pub mod streamed;

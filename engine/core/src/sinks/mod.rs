@@ -8,9 +8,12 @@
 //! A reader that polls sees the old version or the new one, never a mix and never a part. What a stopped or crashed
 //! run left behind lies in hidden folders that the next run of the same sink removes.
 
+mod arrow_format;
+mod csv_text;
 pub mod manifest;
 pub mod publish;
 pub mod target;
+mod write;
 
 pub use publish::StagedSink;
 pub use target::{SinkTarget, check_columns, targets};

@@ -274,15 +274,15 @@ impl StagedSink {
         Ok(())
     }
 
-    /// Whether the local disk that the result is written to has no room left.
-    pub fn is_disk_full(&self) -> bool {
-        const ROOM: u64 = 1 << 20;
-        match &self.place {
-            Place::Local { folder, .. } => {
-                rustix::fs::statvfs(folder).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < ROOM)
-            }
-            Place::Object { .. } | Place::Imagined => false,
-        }
+    /// The sink.
+    pub fn sink(&self) -> &str {
+        &self.sink
+    }
+
+    /// Whether `path` is the staged file or lies in the staged directory.
+    pub fn holds(&self, path: &ObjectPath) -> bool {
+        let staged = Url::parse(&self.url).ok().and_then(|url| ObjectPath::from_url_path(url.path()).ok());
+        staged.is_some_and(|staged| path.prefix_matches(&staged))
     }
 
     /// Removes what was staged. Never fails: the next run of the sink sweeps what is left.
@@ -290,14 +290,19 @@ impl StagedSink {
         match &self.place {
             Place::Imagined => {}
             Place::Local { folder, .. } => {
-                // Writers that were aborted may be in the middle of a write and put a file back; they end soon.
+                // Writers that were aborted may be in the middle of a write and put a file back, folder and all; they
+                // end soon. The folder is gone when it stays so for a while.
+                let mut gone = 0;
                 for _ in 0..100 {
                     match fs::remove_dir_all(folder) {
                         Err(error) if error.kind() != io::ErrorKind::NotFound => {
                             tracing::debug!(folder = %folder.display(), %error, "the staging folder is still in use");
                         }
-                        _ if !folder.exists() => return,
                         _ => {}
+                    }
+                    gone = if folder.exists() { 0 } else { gone + 1 };
+                    if gone == 5 {
+                        return;
                     }
                     tokio::time::sleep(std::time::Duration::from_millis(20)).await;
                 }

@@ -1,29 +1,18 @@
 //! What a sink is: where it writes, in which format, as a file or a directory.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Schema};
 use datafusion::common::Result;
-use datafusion::common::config::{CsvOptions as WriterCsvOptions, JsonOptions};
-use datafusion::common::file_options::file_type::FileType;
-use datafusion::datasource::file_format::arrow::ArrowFormatFactory;
-use datafusion::datasource::file_format::csv::CsvFormatFactory;
-use datafusion::datasource::file_format::format_as_file_type;
-use datafusion::datasource::file_format::json::JsonFormatFactory;
-use datafusion::datasource::file_format::parquet::ParquetFormatFactory;
 use datafusion::execution::SessionState;
-use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, lit, when};
 use rowmill_spec::{Compression, CsvOptions, Diagnostic, Fault, Format, Sink, Span, Workflow};
 
-use super::publish::StagedSink;
 use crate::compile::Reports;
 use crate::compile::bind_values::Bound;
 use crate::compile::check_types::Checked;
 use crate::compile::open_sources::OpenedSources;
-use crate::sources::files::HIVE_NULL;
-use crate::sources::format::{file_compression, from_name, word};
+use crate::sources::format::{from_name, word};
 use crate::sources::locate::{Location, locate};
 use crate::sources::stores::{StoreOptions, store_for};
 use crate::types::logical_name;
@@ -66,90 +55,6 @@ impl SinkTarget {
             (Format::Csv | Format::Json, Compression::Bzip2) => format!("{format}.bz2"),
             (Format::Csv | Format::Json, Compression::Xz) => format!("{format}.xz"),
             _ => format.to_owned(),
-        }
-    }
-
-    /// `rows` written to the staged place.
-    ///
-    /// # Errors
-    /// When the plan cannot be built.
-    pub fn copy(&self, rows: LogicalPlan, staged: &StagedSink) -> Result<LogicalPlan> {
-        let mut options = HashMap::new();
-        let single = if self.is_directory() { "false" } else { "true" };
-        options.insert("single_file_output".to_owned(), single.to_owned());
-        let rows = self.with_folder_names(rows)?;
-        LogicalPlanBuilder::copy_to(rows, staged.url.clone(), self.file_type(), options, self.partition_by.clone())?
-            .build()
-    }
-
-    /// Partition columns as the texts that name folders: null becomes what Hive writes for it, where the writer would
-    /// take whatever lies under the null.
-    fn with_folder_names(&self, rows: LogicalPlan) -> Result<LogicalPlan> {
-        if self.partition_by.is_empty() {
-            return Ok(rows);
-        }
-        let columns: Vec<Expr> = rows
-            .schema()
-            .columns()
-            .into_iter()
-            .map(|column| {
-                let name = column.name.clone();
-                let value = Expr::Column(column);
-                if !self.partition_by.contains(&name) {
-                    return Ok(value);
-                }
-                let text = cast(value.clone(), DataType::Utf8);
-                Ok(when(value.is_null(), lit(HIVE_NULL)).otherwise(text)?.alias(name))
-            })
-            .collect::<Result<_>>()?;
-        LogicalPlanBuilder::from(rows).project(columns)?.build()
-    }
-
-    /// `rows`, of which there are none, as the one file of a staged directory.
-    ///
-    /// # Errors
-    /// When the plan cannot be built.
-    pub fn copy_empty(&self, rows: LogicalPlan, staged: &StagedSink) -> Result<LogicalPlan> {
-        let mut url = staged.url.clone();
-        for column in &self.partition_by {
-            url.push_str(&format!("{column}={HIVE_NULL}/"));
-        }
-        url.push_str(&format!("part_0.{}", self.extension()));
-        let options = HashMap::from([("single_file_output".to_owned(), "true".to_owned())]);
-        LogicalPlanBuilder::copy_to(rows, url, self.file_type(), options, Vec::new())?.build()
-    }
-
-    fn file_type(&self) -> Arc<dyn FileType> {
-        let compression = file_compression(Some(self.compression));
-        match self.format {
-            Format::Parquet => {
-                let mut options = datafusion::common::config::TableParquetOptions::default();
-                options.global.compression = Some(
-                    match self.compression {
-                        Compression::None => "uncompressed",
-                        Compression::Gzip => "gzip(6)",
-                        Compression::Snappy => "snappy",
-                        Compression::Lz4 => "lz4_raw",
-                        _ => "zstd(3)",
-                    }
-                    .to_owned(),
-                );
-                format_as_file_type(Arc::new(ParquetFormatFactory::new_with_options(options)))
-            }
-            Format::Arrow => format_as_file_type(Arc::new(ArrowFormatFactory::new())),
-            Format::Json => format_as_file_type(Arc::new(JsonFormatFactory::new_with_options(JsonOptions {
-                compression,
-                ..JsonOptions::default()
-            }))),
-            Format::Csv => format_as_file_type(Arc::new(CsvFormatFactory::new_with_options(WriterCsvOptions {
-                has_header: Some(self.csv.header),
-                delimiter: self.csv.delimiter,
-                quote: self.csv.quote,
-                double_quote: Some(true),
-                null_value: self.csv.null.clone(),
-                compression,
-                ..WriterCsvOptions::default()
-            }))),
         }
     }
 }
@@ -237,9 +142,16 @@ fn target(
             Format::Csv | Format::Json => Compression::None,
         },
     };
-    if format == Format::Arrow && compression != Compression::Lz4 {
-        let report = *error("RM0509", "arrow files are written with lz4 and nothing else".to_owned());
-        return Err(Box::new(report.help("leave `compression` out, or say `compression: lz4`")));
+    if format == Format::Arrow && !matches!(compression, Compression::Lz4 | Compression::Zstd | Compression::None) {
+        let report = *error("RM0509", "arrow files are compressed with lz4 or zstd, or not at all".to_owned());
+        return Err(Box::new(report.help("leave `compression` out for lz4, or say `compression: zstd` or `none`")));
+    }
+    if let (Some(told), Format::Csv | Format::Json) = (told_compression, format)
+        && told != compression
+    {
+        let message = format!("the name of `{path}` says that it is compressed, and `compression` says otherwise");
+        let report = *error("RM0509", message);
+        return Err(Box::new(report.help("its readers go by the name: change the name, or leave `compression` out")));
     }
     if format == Format::Csv && sink.csv.escape.is_some() {
         let report = *error("RM0509", "csv is written with doubled quotes; `escape` is for reading".to_owned());

@@ -50,8 +50,9 @@ pub enum Error {
     },
 }
 
-/// The files at `location`: the file itself; every file of a directory whose name (below the directory) begins with
-/// neither `_` nor `.`; every file that a pattern matches. A directory that Rowmill published on an object store is
+/// The files at `location`: the file itself; every file of a directory, or every file that a pattern matches. Names
+/// that begin with `_` or `.` (markers, half-written files), and folders of such names, are passed over in both: a
+/// pattern reads them where it writes that first character out. `_year=2013` is a partition. A directory that Rowmill published on an object store is
 /// read by its manifest, so that a half-written version is never seen.
 pub async fn list(store: &Arc<dyn ObjectStore>, location: &Location) -> Result<Vec<ObjectMeta>, Error> {
     let failed = |source| Error::Store { text: location.text.clone(), source };
@@ -86,7 +87,9 @@ pub async fn list(store: &Arc<dyn ObjectStore>, location: &Location) -> Result<V
         let detail = match (total, &location.pattern) {
             (0, _) if !location.directory => return Err(Error::NotFound { text: location.text.clone() }),
             (0, _) => " (it is empty or does not exist)".to_owned(),
-            (_, Some(pattern)) => format!(" matches the pattern `{pattern}` ({total} files do not)"),
+            (_, Some(pattern)) => {
+                format!(" matches the pattern `{pattern}` ({total} do not, or have names that begin with `_` or `.`)")
+            }
             (_, None) => format!(" is to be read ({total} have names that begin with `_` or `.`)"),
         };
         return Err(Error::NoMatch { text: location.text.clone(), detail });
@@ -97,15 +100,25 @@ pub async fn list(store: &Arc<dyn ObjectStore>, location: &Location) -> Result<V
 
 fn is_wanted(location: &Location, path: &ObjectPath) -> bool {
     let Some(below) = below(&location.prefix, path) else { return false };
-    match &location.pattern {
-        Some(pattern) => {
-            let options = glob::MatchOptions { require_literal_separator: true, ..Default::default() };
-            pattern.matches_with(below, options)
-        }
-        None => below
+    let pattern = location.pattern.as_ref();
+    let options = glob::MatchOptions { require_literal_separator: true, ..Default::default() };
+    pattern.is_none_or(|pattern| pattern.matches_with(below, options))
+        && below
             .split('/')
-            .all(|segment| !segment.starts_with('.') && (!segment.starts_with('_') || segment.contains('='))),
-    }
+            .filter(|name| is_hidden(name))
+            .all(|name| pattern.is_some_and(|p| asks_for(p.as_str(), name)))
+}
+
+fn is_hidden(name: &str) -> bool {
+    name.starts_with('.') || (name.starts_with('_') && !name.contains('='))
+}
+
+/// Whether a segment of `pattern` begins as the hidden `name` does and matches it.
+fn asks_for(pattern: &str, name: &str) -> bool {
+    pattern.split('/').any(|segment| {
+        segment.chars().next() == name.chars().next()
+            && glob::Pattern::new(segment).is_ok_and(|segment| segment.matches(name))
+    })
 }
 
 /// The part of `path` below `prefix`.

@@ -10,6 +10,7 @@
 pub mod files;
 pub mod format;
 pub mod list;
+pub mod local_files;
 pub mod locate;
 pub mod quotes;
 pub mod schema;

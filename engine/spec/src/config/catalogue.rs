@@ -32,6 +32,24 @@ pub enum Kind {
     Url,
     /// A reference to a secret: `env:NAME` or `file:/path`.
     Secret,
+    /// This word, or a reference to a secret.
+    WordOrSecret(&'static str),
+    /// A size in bytes with a unit.
+    Bytes,
+    /// A whole number from 1 to this.
+    Count(u64),
+    /// A whole number from 0 to this.
+    Number(u64),
+    /// A number above zero, with or without a fraction.
+    Rate,
+    /// A time with a unit.
+    Duration,
+    /// A time with a unit, or `none`.
+    DurationOrNone,
+    /// A mapping from names to texts; in connections only.
+    TextMap,
+    /// A list of texts, or one; in connections only.
+    TextList,
 }
 
 impl Kind {
@@ -46,6 +64,15 @@ impl Kind {
             Kind::Text => "a text".to_owned(),
             Kind::Url => "a URL that begins with `http://` or `https://`".to_owned(),
             Kind::Secret => "a secret: `env:NAME` or `file:/path`".to_owned(),
+            Kind::WordOrSecret(word) => format!("`{word}`, or a secret: `env:NAME` or `file:/path`"),
+            Kind::Bytes => "a size such as `512MB` or `2GiB`".to_owned(),
+            Kind::Count(most) => format!("a whole number from 1 to {most}"),
+            Kind::Number(most) => format!("a whole number from 0 to {most}"),
+            Kind::Rate => "a number above zero".to_owned(),
+            Kind::Duration => "a time such as `250ms` or `5s`".to_owned(),
+            Kind::DurationOrNone => "a time such as `250ms` or `5s`, or `none`".to_owned(),
+            Kind::TextMap => "a mapping from names to texts".to_owned(),
+            Kind::TextList => "a text, or a list of them".to_owned(),
         }
     }
 }
@@ -97,7 +124,7 @@ pub const SETTINGS: &[Setting] = &[
         "output.format",
         Kind::Word(&["auto", "table", "json"]),
         Some("auto"),
-        "How results are printed. `auto` is a table; `run`, `check` and `explain` obey it.",
+        "How results and errors are printed. `auto` is for people. `json` is one document on standard output; `sql` prints an object for each row.",
     ),
     setting(
         "output.color",
@@ -155,6 +182,37 @@ pub const SETTINGS: &[Setting] = &[
         Kind::Bool,
         Some("false"),
         "Whether `http://` URLs may be read, without TLS.",
+    ),
+    setting("state.dir", Kind::Text, Some(".rowmill"), "Where durable runs live, relative to the working directory."),
+    setting(
+        "state.store",
+        Kind::WordOrSecret("sqlite"),
+        Some("sqlite"),
+        "Where the journal of durable runs is kept: `sqlite` is a file in `state.dir`; a secret is the URL of a PostgreSQL database.",
+    ),
+    setting(
+        "state.chunk_rows",
+        Kind::CountOrAuto(10_000_000),
+        Some("auto"),
+        "Rows of a chunk of a durable run: what is committed together, and done again after a crash. `auto` is 32,768.",
+    ),
+    setting(
+        "cache.dir",
+        Kind::PathOrAuto,
+        Some("auto"),
+        "Where answers are kept on disk. `auto` is `cache` in `state.dir`.",
+    ),
+    setting(
+        "cache.memory",
+        Kind::BytesOrAuto,
+        Some("auto"),
+        "The most that answers may take in memory, all steps together. `auto` lets the engine choose.",
+    ),
+    setting(
+        "cache.disk",
+        Kind::BytesOrAuto,
+        Some("auto"),
+        "The most that answers may take on disk. `auto` lets the engine choose.",
     ),
 ];
 

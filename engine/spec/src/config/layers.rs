@@ -6,6 +6,7 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 
 use super::catalogue::{Kind, SETTINGS, Setting, children, env_name, find};
+use super::layers_connections::Connections;
 use super::value::{Refusal, Setting as Value, read};
 use super::{Config, Entry};
 use crate::codes;
@@ -85,7 +86,12 @@ impl Config {
     /// All errors of all layers at once: unknown settings, values that cannot be used, plain secrets in files.
     pub fn load(inputs: &Inputs) -> Result<Config, Diagnostics> {
         let mut texts = Texts::new();
-        let mut loader = Loader { entries: defaults(), reporter: Reporter::default(), masks: Vec::new() };
+        let mut loader = Loader {
+            entries: defaults(),
+            connections: Connections::default(),
+            reporter: Reporter::default(),
+            masks: Vec::new(),
+        };
         let files = [(Layer::User, &inputs.user), (Layer::Project, &inputs.project)];
         let mut read_files = Vec::new();
         for (layer, file) in files {
@@ -103,54 +109,42 @@ impl Config {
         for (key, value) in &inputs.flags {
             loader.flag(key, value);
         }
+        let (connections, connection_entries) = std::mem::take(&mut loader.connections).finish(&mut loader.reporter);
         if loader.reporter.errors() > 0 {
-            let texts = Arc::new(masked(&texts, &loader.masks));
+            let texts = Arc::new(texts.masked(&loader.masks));
             return Err(Diagnostics { reports: loader.reporter.finish(), texts });
         }
-        Ok(Config::from_entries(loader.entries))
+        Ok(Config { connections, connection_entries, ..Config::from_entries(loader.entries) })
     }
 }
 
 struct Loader {
     entries: IndexMap<&'static str, Entry>,
+    connections: Connections,
     reporter: Reporter,
     /// Places that no report may show: a report shows whole lines, and a secret may stand in one.
     masks: Vec<Span>,
 }
 
-/// The texts with stars in the masked places; every other byte keeps its place.
-fn masked(texts: &Texts, masks: &[Span]) -> Texts {
-    let mut shown = Texts::new();
-    let mut id = TextId(0);
-    while let Some((name, text)) = texts.get(id) {
-        let mut bytes = text.as_bytes().to_vec();
-        for span in masks.iter().filter(|span| span.text == id) {
-            for byte in bytes.get_mut(span.start as usize..span.end as usize).into_iter().flatten() {
-                if !matches!(byte, b'\n' | b'\r') {
-                    *byte = b'*';
-                }
-            }
-        }
-        shown.add(name, String::from_utf8_lossy(&bytes));
-        id = TextId(id.0 + 1);
-    }
-    shown
-}
-
 /// What may be a secret that the tree does not show, because the text cannot be parsed or has a key twice: the rest of
 /// each line that names one, unless it is plainly a reference.
 fn likely_secrets(id: TextId, text: &str) -> Vec<Span> {
-    let words = SETTINGS
-        .iter()
-        .filter(|setting| setting.kind == Kind::Secret)
-        .filter_map(|setting| setting.key.rsplit('.').next());
+    let settings = SETTINGS.iter().map(|setting| (setting.key, setting.kind));
+    let connections = super::connections::all_keys().map(|known| (known.key, known.takes));
+    let words = settings
+        .chain(connections)
+        .filter(|(_, kind)| matches!(kind, Kind::Secret | Kind::WordOrSecret(_)))
+        .filter_map(|(key, _)| key.rsplit('.').next());
     let mut spans = Vec::new();
     for word in words {
         for (at, _) in text.match_indices(word) {
             let start = at + word.len();
             let rest = text.get(start..).and_then(|rest| rest.lines().next()).unwrap_or("");
+            // A word inside of another one is none: `tokens_per_minute`.
+            let whole = rest.starts_with([' ', '"', '\'', ':'])
+                && !text.get(..at).unwrap_or("").ends_with(|c: char| c.is_alphanumeric() || c == '_');
             let value = rest.trim_start_matches([' ', '"', '\'', ':']);
-            if !value.starts_with("env:") && !value.starts_with("file:") {
+            if whole && !value.starts_with("env:") && !value.starts_with("file:") {
                 let end = start + rest.len();
                 spans.push(Span::new(id, end - value.len()..end));
             }
@@ -191,14 +185,18 @@ impl Loader {
         };
         for (name, value) in entries {
             let key = format!("{prefix}{}", name.value);
-            if let Some(setting) = find(&key) {
+            if key == "connections" {
+                self.connections.file(layer, value, texts, &mut self.masks, &mut self.reporter);
+            } else if let Some(setting) = find(&key) {
                 self.setting(layer, setting, value, texts);
             } else if !children(&format!("{key}.")).is_empty() {
                 self.section(layer, &format!("{key}."), value, texts);
             } else {
                 // What is set may be a secret under a misspelt name.
                 self.masks.push(value.span);
-                self.unknown(&key, &name.value, &children(prefix), name.span);
+                let mut known = children(prefix);
+                known.extend(prefix.is_empty().then_some("connections"));
+                self.unknown(&key, &name.value, &known, name.span);
             }
         }
     }
@@ -207,7 +205,7 @@ impl Loader {
         let text = match &node.kind {
             NodeKind::Scalar(scalar) if !scalar.is_null() => &*scalar.value,
             _ => {
-                if setting.kind == Kind::Secret {
+                if matches!(setting.kind, Kind::Secret | Kind::WordOrSecret(_)) {
                     self.masks.push(node.span);
                 }
                 let report = Diagnostic::error(
@@ -257,6 +255,9 @@ impl Loader {
             if inputs.reserved_env.contains(name) {
                 continue;
             }
+            if self.connections.environment(name, text, &mut self.reporter) {
+                continue;
+            }
             let Some((_, setting)) = names.iter().find(|(known, _)| known == name) else {
                 let report = Diagnostic::error(
                     codes::UNKNOWN_SETTING,
@@ -276,6 +277,9 @@ impl Loader {
     }
 
     fn flag(&mut self, key: &str, text: &str) {
+        if self.connections.flag(key, text, &mut self.reporter) {
+            return;
+        }
         let Some(setting) = find(key) else {
             let report = Diagnostic::error(codes::UNKNOWN_SETTING, format!("unknown setting `{key}`"));
             let help = did_you_mean(key, SETTINGS.iter().map(|setting| setting.key)).or_else(|| {

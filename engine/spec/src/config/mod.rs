@@ -9,7 +9,11 @@
 //! ```
 
 mod catalogue;
+#[cfg(test)]
+mod connection_tests;
+mod connections;
 mod layers;
+mod layers_connections;
 mod reference;
 mod secret;
 #[cfg(test)]
@@ -21,10 +25,13 @@ use std::path::PathBuf;
 use indexmap::IndexMap;
 
 pub use catalogue::{Kind, SETTINGS, Setting};
+pub use connections::{Breaker, Connection, ConnectionKind, ConnectionLimits};
+pub(crate) use connections::{KINDS, LIMITS, keys_of};
 pub use layers::{Inputs, Layer, Origin};
 pub use reference::reference_page;
 pub use secret::{Secret, SecretError};
 use value::Setting as Value;
+pub(crate) use value::format_bytes;
 pub use value::parse_bytes;
 
 /// The configuration, all layers applied.
@@ -38,7 +45,45 @@ pub struct Config {
     pub log: Log,
     /// `object_store.*`
     pub object_store: ObjectStore,
+    /// `state.*`
+    pub state: State,
+    /// `cache.*`
+    pub cache: Cache,
+    /// `connections.*`, by name.
+    pub connections: IndexMap<String, Connection>,
     entries: IndexMap<&'static str, Entry>,
+    connection_entries: IndexMap<String, Entry>,
+}
+
+/// Where durable runs live.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    /// The directory.
+    pub dir: PathBuf,
+    /// Where the journal is kept.
+    pub store: StateStore,
+    /// Rows of a chunk; `None` lets the engine choose.
+    pub chunk_rows: Option<usize>,
+}
+
+/// Where the journal of durable runs is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StateStore {
+    /// In a file of the state's directory.
+    Sqlite,
+    /// In the PostgreSQL database of this URL.
+    Postgres(Secret),
+}
+
+/// Where answers are kept. `None` means that the engine decides (`auto`).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Cache {
+    /// The directory.
+    pub dir: Option<PathBuf>,
+    /// The most in memory, in bytes.
+    pub memory_bytes: Option<u64>,
+    /// The most on disk, in bytes.
+    pub disk_bytes: Option<u64>,
 }
 
 /// One value and where it came from.
@@ -188,7 +233,7 @@ pub enum Color {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shown<'a> {
     /// `execution.memory`
-    pub key: &'static str,
+    pub key: &'a str,
     /// The value as text, secrets redacted; `None` where it is not set.
     pub value: Option<String>,
     /// Where it came from.
@@ -198,12 +243,14 @@ pub struct Shown<'a> {
 impl Config {
     /// Where the value of a setting came from; `None` where there is no such setting.
     pub fn origin(&self, key: &str) -> Option<&Origin> {
-        self.entries.get(key).map(|entry| &entry.origin)
+        self.entries.get(key).or_else(|| self.connection_entries.get(key)).map(|entry| &entry.origin)
     }
 
-    /// Every setting with its value and origin, in the order of the catalogue.
+    /// Every setting with its value and origin, in the order of the catalogue, and then what connections have.
     pub fn show(&self) -> impl Iterator<Item = Shown<'_>> {
-        self.entries.iter().map(|(key, entry)| Shown {
+        let settings = self.entries.iter().map(|(key, entry)| (*key, entry));
+        let connections = self.connection_entries.iter().map(|(key, entry)| (key.as_str(), entry));
+        settings.chain(connections).map(|(key, entry)| Shown {
             key,
             value: entry.value.as_ref().map(ToString::to_string),
             origin: &entry.origin,
@@ -264,7 +311,18 @@ impl Config {
             http: Http { allow_http: values.bool("object_store.http.allow_http") },
         };
         let log = Log { level: values.word("log.level").to_owned() };
-        Config { execution, output, log, object_store, entries }
+        let state = State {
+            dir: values.text("state.dir").map_or_else(PathBuf::new, PathBuf::from),
+            store: values.secret("state.store").map_or(StateStore::Sqlite, StateStore::Postgres),
+            chunk_rows: values.count("state.chunk_rows").and_then(|rows| usize::try_from(rows).ok()),
+        };
+        let cache = Cache {
+            dir: values.text("cache.dir").map(PathBuf::from),
+            memory_bytes: values.count("cache.memory"),
+            disk_bytes: values.count("cache.disk"),
+        };
+        let (connections, connection_entries) = (IndexMap::new(), IndexMap::new());
+        Config { execution, output, log, object_store, state, cache, connections, entries, connection_entries }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::catalogue::{SETTINGS, env_name};
+use super::connections::{ConnectionKey, KINDS, LIMITS, keys_of};
 
 /// The page of all settings, as Markdown.
 pub fn reference_page() -> String {
@@ -41,5 +42,43 @@ pub fn reference_page() -> String {
             env_name(setting.key),
         );
     }
+    connections(&mut page);
     page
+}
+
+/// The section of connections: kinds, their keys, and the limits of all.
+fn connections(page: &mut String) {
+    page.push_str(
+        "\n## connections\n\n\
+         `connections` names what steps reach: services, databases, caches. Each has a `kind`, the keys of its kind,\n\
+         and limits that hold for the whole process. Layers are united key by key; single keys are also set by\n\
+         environment variables such as `ROWMILL_CONNECTIONS__WEATHER__BASE_URL` and by flags such as\n\
+         `connections.weather.base_url`, mappings (`headers`) in files only. A name holds small letters, digits and\n\
+         single `_`. Secrets are references everywhere; a secret itself in its environment variable is read from\n\
+         there when it is needed.\n\n\
+         ```yaml\n\
+         connections:\n  weather:\n    kind: http\n    base_url: https://api.example.com\n\
+         \u{20}   auth: {bearer: {token: env:WEATHER_TOKEN}}\n\
+         \u{20}   limits: {requests_per_second: 50, burst: 10, max_in_flight: 64}\n\
+         \u{20} fleet:\n    kind: postgres\n    url: postgres://reader@db.example.com/fleet\n\
+         \u{20}   password: file:/run/secrets/fleet\n\
+         ```\n",
+    );
+    for kind in KINDS {
+        let _ = writeln!(
+            page,
+            "\n### connections of kind `{}`\n\n| key | takes | default | about |\n|---|---|---|---|",
+            kind.as_str()
+        );
+        rows(page, keys_of(kind));
+    }
+    page.push_str("\n### limits of every connection\n\n| key | takes | default | about |\n|---|---|---|---|\n");
+    rows(page, LIMITS);
+}
+
+fn rows(page: &mut String, keys: &[ConnectionKey]) {
+    for key in keys {
+        let default = key.default.map_or(String::new(), |text| format!("`{text}`"));
+        let _ = writeln!(page, "| `{}` | {} | {default} | {} |", key.key, key.takes.describe(), key.about);
+    }
 }

@@ -1,10 +1,12 @@
 //! Values of settings from texts.
 
 use std::fmt;
+use std::time::Duration;
 
 use super::catalogue::Kind;
 use super::secret::Secret;
 use crate::suggest::{did_you_mean, listed};
+use crate::units::{format_duration, parse_duration};
 
 /// A value that was read; `auto` is `None` outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +18,12 @@ pub(super) enum Setting {
     Word(&'static str),
     Text(String),
     Secret(Secret),
+    /// A number as written, which `f64` reads.
+    Rate(String),
+    /// `None` is `none`.
+    Duration(Option<Duration>),
+    Texts(Vec<(String, String)>),
+    List(Vec<String>),
 }
 
 impl fmt::Display for Setting {
@@ -28,6 +36,14 @@ impl fmt::Display for Setting {
             Setting::Word(word) => f.write_str(word),
             Setting::Text(text) => f.write_str(text),
             Setting::Secret(secret) => write!(f, "{secret}"),
+            Setting::Rate(text) => f.write_str(text),
+            Setting::Duration(None) => f.write_str("none"),
+            Setting::Duration(Some(time)) => f.write_str(&format_duration(*time)),
+            Setting::Texts(pairs) => {
+                let pairs: Vec<String> = pairs.iter().map(|(name, text)| format!("{name}: {text}")).collect();
+                write!(f, "{{{}}}", pairs.join(", "))
+            }
+            Setting::List(items) => write!(f, "[{}]", items.join(", ")),
         }
     }
 }
@@ -78,7 +94,32 @@ pub(super) fn read(kind: Kind, text: &str, plain_secrets: bool) -> Result<Settin
                 bad(format!("`{trimmed}` is not one of {}{}", listed(words.iter().copied()), near.unwrap_or_default()))
             }
         },
-        Kind::Secret => match Secret::reference(trimmed) {
+        Kind::WordOrSecret(word) if trimmed == word => Ok(Setting::Text(word.to_owned())),
+        Kind::Bytes => match parse_bytes(trimmed) {
+            Ok(0) => bad("it must be more than nothing".to_owned()),
+            Ok(bytes) => Ok(Setting::Bytes(bytes)),
+            Err(reason) => bad(reason),
+        },
+        Kind::Count(most) | Kind::Number(most) => match trimmed.parse::<u64>() {
+            Ok(0) if matches!(kind, Kind::Count(_)) => bad(format!("`{trimmed}` is not {}", kind.describe())),
+            Ok(count) if count <= most => Ok(Setting::Count(count)),
+            _ => bad(format!("`{trimmed}` is not {}", kind.describe())),
+        },
+        Kind::Rate => match trimmed.parse::<f64>() {
+            Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(Setting::Rate(trimmed.to_owned())),
+            _ => bad(format!("`{trimmed}` is not {}", kind.describe())),
+        },
+        Kind::DurationOrNone if trimmed == "none" => Ok(Setting::Duration(None)),
+        Kind::Duration | Kind::DurationOrNone => match parse_duration(trimmed) {
+            Ok(time) if time.is_zero() => bad("it must be more than nothing".to_owned()),
+            Ok(time) => Ok(Setting::Duration(Some(time))),
+            Err(reason) => bad(reason),
+        },
+        Kind::TextMap => bad("it is a mapping, which stands in a configuration file".to_owned()),
+        Kind::TextList => Ok(Setting::List(
+            trimmed.split(',').map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect(),
+        )),
+        Kind::Secret | Kind::WordOrSecret(_) => match Secret::reference(trimmed) {
             Some(secret) => Ok(Setting::Secret(secret)),
             None if plain_secrets => Ok(Setting::Secret(Secret::given(text))),
             None => Err(Refusal::PlainSecret),
@@ -139,7 +180,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
 }
 
 /// The shortest exact text of a size.
-fn format_bytes(bytes: u64) -> String {
+pub(crate) fn format_bytes(bytes: u64) -> String {
     let names = ["TiB", "GiB", "MiB", "KiB", "TB", "GB", "MB", "KB"];
     UNITS
         .iter()

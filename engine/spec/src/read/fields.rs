@@ -24,6 +24,8 @@ pub(crate) struct Reading<'a> {
 pub(crate) struct Fields<'n> {
     table: &'static Table,
     found: Vec<Option<(&'n Spanned<String>, &'n Node)>>,
+    /// What unknown keys were probably meant to be; they are reported already.
+    meant: Vec<&'static str>,
 }
 
 impl<'n> Fields<'n> {
@@ -37,6 +39,11 @@ impl<'n> Fields<'n> {
         let at = self.table.keys.iter().position(|key| key.name == name);
         debug_assert!(at.is_some(), "{} has no key `{name}`", self.table.what);
         self.found.get(at?).copied().flatten()
+    }
+
+    /// Whether an unknown key was probably meant to be one of these.
+    pub(crate) fn misspelt(&self, keys: &[&str]) -> bool {
+        self.meant.iter().any(|meant| keys.contains(meant))
     }
 
     /// The keys that the text has, in the order of the table.
@@ -61,7 +68,7 @@ impl Reading<'_> {
     ) -> Option<Fields<'n>> {
         let entries = self.mapping(node, who)?;
         let mut found: Vec<Option<(&Spanned<String>, &Node)>> = vec![None; table.keys.len()];
-        let mut meant: Vec<&str> = Vec::new();
+        let mut meant: Vec<&'static str> = Vec::new();
         for (name, value) in entries {
             match table.keys.iter().position(|key| key.name == name.value) {
                 Some(at) => found[at] = Some((name, value)),
@@ -81,7 +88,7 @@ impl Reading<'_> {
                 .at(place, format!("`{}` is missing here", key.name));
             self.report(report.help(format!("add `{}: ...`: {}", key.name, lower_first(key.about))));
         }
-        Some(Fields { table, found })
+        Some(Fields { table, found, meant })
     }
 
     fn unknown_key(&mut self, table: &'static Table, name: &Spanned<String>) {
@@ -383,6 +390,17 @@ pub(crate) fn example(shape: Shape) -> String {
         Shape::Type => "int64".to_owned(),
         Shape::Word(words) | Shape::OpenWord(words) => words[0].to_owned(),
         Shape::Object(_) | Shape::TypeOr(_) => "{}".to_owned(),
-        Shape::Named(inner) => format!("{{x: {}}}", example(*inner)),
+        Shape::Named(inner) | Shape::Map(inner) => format!("{{x: {}}}", example(*inner)),
+        Shape::Either(shapes) => example(shapes[0]),
+        Shape::Template | Shape::Templates => "some ${params.x}".to_owned(),
+        Shape::TemplateList => "[some, text]".to_owned(),
+        Shape::Duration => "5s".to_owned(),
+        Shape::Size => "4MB".to_owned(),
+        Shape::Share => "1%".to_owned(),
+        Shape::Factor => "1.5".to_owned(),
+        Shape::Statuses | Shape::StatusRanges => "[200, 404]".to_owned(),
+        Shape::WordOrNull(_) => "null".to_owned(),
+        Shape::Json => "{a: [1, x, null]}".to_owned(),
+        Shape::Secret => "env:NAME".to_owned(),
     }
 }

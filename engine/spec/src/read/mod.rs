@@ -4,7 +4,12 @@
 //! that fit together) is left to [`crate::check`].
 
 mod fields;
+mod items;
+mod scalars;
 mod sections;
+#[cfg(test)]
+mod step_tests;
+mod steps;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -56,7 +61,10 @@ pub(crate) fn finish(
     }
     match workflow {
         Some(workflow) if reporter.errors() == 0 => Ok(Workflow { texts, warnings: reporter.finish(), ..workflow }),
-        _ => Err(Diagnostics { reports: reporter.finish(), texts }),
+        _ => {
+            let texts = if reporter.masks.is_empty() { texts } else { Arc::new(texts.masked(&reporter.masks)) };
+            Err(Diagnostics { reports: reporter.finish(), texts })
+        }
     }
 }
 
@@ -80,9 +88,13 @@ fn read_workflow(reading: &mut Reading<'_>, root: &Node) -> Option<Workflow> {
         sources: IndexMap::new(),
         steps: IndexMap::new(),
         sinks: IndexMap::new(),
+        durable: false,
         texts: Arc::default(),
         warnings: Vec::new(),
     };
+    if let Some(node) = fields.get("durable") {
+        workflow.durable = reading.boolean(node, "`durable`").unwrap_or(false);
+    }
     if let Some(node) = fields.get("params") {
         workflow.params = reading.named(node, "`params`", "parameter", sections::param);
     }

@@ -236,8 +236,44 @@ pub(super) fn step(reading: &mut Reading<'_>, name: Spanned<String>, node: &Node
     {
         resources.class = fields.get("class").and_then(|node| class(reading, node));
     }
-    let text = fields.get("sql").and_then(|node| reading.mapped(node, &format!("`sql` of {who}")))?;
-    Some(Step { name, kind: StepKind::Sql(SqlStep { text }), resources, description })
+    let items = super::items::items(reading, &fields, &who);
+    let kind = step_kind(reading, &fields, &name, &who)?;
+    Some(Step { name, kind, items, resources, description })
+}
+
+/// The one kind that the step has; every section that stands there is read, so that all errors are told.
+fn step_kind(reading: &mut Reading<'_>, fields: &Fields<'_>, name: &Spanned<String>, who: &str) -> Option<StepKind> {
+    let found: Vec<_> = keys::KINDS.iter().filter_map(|kind| fields.entry(kind)).collect();
+    let mut kinds: Vec<Option<StepKind>> = Vec::with_capacity(found.len());
+    for (key, node) in &found {
+        kinds.push(match key.as_str() {
+            "sql" => reading.mapped(node, &format!("`sql` of {who}")).map(|text| StepKind::Sql(SqlStep { text })),
+            "http" => super::steps::http(reading, key, node, who).map(|http| StepKind::Http(Box::new(http))),
+            "lookup" => super::steps::lookup(reading, key, node, who).map(|step| StepKind::Lookup(Box::new(step))),
+            _ => super::steps::command(reading, key, node, who).map(|step| StepKind::Command(Box::new(step))),
+        });
+    }
+    let kinds_listed = listed(keys::KINDS.iter().copied());
+    match found.as_slice() {
+        [] if fields.misspelt(keys::KINDS) => None,
+        [] => {
+            let report = Diagnostic::error(codes::MISSING_KEY, format!("{who} does not say what it does"))
+                .at(name.span, "`sql`, `http`, `lookup` or `command` is missing here");
+            reading.report(report.help("add `sql: SELECT ...`, or one of the other kinds of steps"));
+            None
+        }
+        [_] => kinds.pop().flatten(),
+        [(first, _), (second, _), ..] => {
+            let report = Diagnostic::error(
+                codes::BAD_COMBINATION,
+                format!("{who} is both a `{}` and a `{}` step", first.value, second.value),
+            )
+            .at(second.span, "the second kind")
+            .at(first.span, "the first kind");
+            reading.report(report.help(format!("make two steps of it; each has one of {kinds_listed}")));
+            None
+        }
+    }
 }
 
 fn class(reading: &mut Reading<'_>, node: &Node) -> Option<Spanned<ResourceClass>> {

@@ -57,6 +57,7 @@ pub fn parse_sql(name: &str, text: &str) -> Result<Workflow, Diagnostics> {
         sources: IndexMap::new(),
         steps: IndexMap::new(),
         sinks: IndexMap::new(),
+        durable: false,
         texts: Arc::default(),
         warnings: Vec::new(),
     };

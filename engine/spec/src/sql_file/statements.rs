@@ -9,7 +9,7 @@ use super::tokens::{Cursor, Lexeme, Refused};
 use crate::codes;
 use crate::diagnostic::Diagnostic;
 use crate::keys;
-use crate::model::{Format, ResourceClass, Resources, Sink, SqlStep, Step, StepKind, Workflow};
+use crate::model::{Format, ItemPolicy, ResourceClass, Resources, Sink, SqlStep, Step, StepKind, Workflow};
 use crate::names::{bad_name, fold, is_identifier, normalize};
 use crate::read::bad_word;
 use crate::report::Reporter;
@@ -122,7 +122,8 @@ fn view(cursor: &mut Cursor<'_>, workflow: &mut Workflow, reporter: &mut Reporte
         ));
     }
     let text = MappedText::plain(cursor.text.get(range.clone()).unwrap_or(""), cursor.span(&range));
-    let step = Step { name: name.clone(), kind: StepKind::Sql(SqlStep { text }), resources, description };
+    let kind = StepKind::Sql(SqlStep { text });
+    let step = Step { name: name.clone(), kind, items: ItemPolicy::default(), resources, description };
     insert(&mut workflow.steps, &name, step, |step| step.name.span)
 }
 
@@ -222,7 +223,8 @@ fn anonymous_step(cursor: &mut Cursor<'_>, workflow: &mut Workflow) -> Result<Sp
     let name = Spanned::new(unused("copy", taken), span);
     let text = MappedText::plain(cursor.text.get(range).unwrap_or(""), span);
     let kind = StepKind::Sql(SqlStep { text });
-    let step = Step { name: name.clone(), kind, resources: Resources::default(), description: None };
+    let (items, resources) = (ItemPolicy::default(), Resources::default());
+    let step = Step { name: name.clone(), kind, items, resources, description: None };
     workflow.steps.insert(name.value.clone(), step);
     Ok(name)
 }

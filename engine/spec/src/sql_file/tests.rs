@@ -55,7 +55,7 @@ fn the_example_is_read_whole() {
     assert_eq!((weather.csv.header, weather.csv.delimiter, weather.csv.infer_rows), (false, b';', 5));
     assert_eq!(weather.compression.as_ref().unwrap().value, Compression::Gzip);
     assert_eq!(weather.schema_policy.value, SchemaPolicy::Union);
-    let StepKind::Sql(clean) = &workflow.steps["clean"].kind;
+    let StepKind::Sql(clean) = &workflow.steps["clean"].kind else { panic!("no query") };
     assert!(clean.text.text.starts_with("SELECT *") && clean.text.text.ends_with("$month"));
     let at = clean.text.text.find("flights").unwrap();
     assert_eq!(place(EXAMPLE, clean.text.span_of(at..at + 7)), "flights");
@@ -67,7 +67,7 @@ fn the_example_is_read_whole() {
     assert_eq!(workflow.sinks["parts"].csv.null.as_deref(), Some("-"));
     assert_eq!(workflow.sinks["copy"].from.value, "copy");
     assert_eq!(workflow.sinks["copy"].path.text, "out/é.jsonl");
-    let StepKind::Sql(copy) = &workflow.steps["copy"].kind;
+    let StepKind::Sql(copy) = &workflow.steps["copy"].kind else { panic!("no query") };
     assert_eq!(copy.text.text, "SELECT count(*) AS n FROM (SELECT 1)");
 }
 
@@ -89,7 +89,7 @@ fn queries_keep_what_datafusion_takes() {
     ] {
         let text = format!("CREATE VIEW s AS {query} ;\n");
         let workflow = parse_sql("t.sql", &text).unwrap_or_else(|reports| panic!("{reports}"));
-        let StepKind::Sql(sql) = &workflow.steps["s"].kind;
+        let StepKind::Sql(sql) = &workflow.steps["s"].kind else { panic!("no query") };
         assert_eq!(sql.text.text, query);
     }
 }
@@ -210,7 +210,7 @@ fn windows_do_not_change_what_is_read() {
     let workflow = parse_sql("t.sql", &text).unwrap_or_else(|reports| panic!("{reports}"));
     assert_eq!((workflow.steps.len(), workflow.params.len()), (400, 400));
     for (step, (name, value)) in workflow.steps.iter().enumerate() {
-        let StepKind::Sql(sql) = &value.kind;
+        let StepKind::Sql(sql) = &value.kind else { panic!("no query") };
         assert_eq!(name, &format!("s{step}"));
         assert_eq!(place(&text, value.name.span), name);
         assert_eq!(place(&text, sql.text.span), sql.text.text);

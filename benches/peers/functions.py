@@ -1,0 +1,232 @@
+#!/usr/bin/env python3
+"""Measures Python functions inside a query: Rowmill beside Polars, Daft and Ray Data, in one run, on one machine.
+
+    benches/peers/functions.py --python venv/bin/python --json functions.json
+
+Three questions, each answered by a table:
+
+  batch  x + 1 over ten million float64 values: a function over columns. Ratios are to Polars' `map_batches`.
+  row    x + 1 over a million float64 values: a function over values. Ratios are to Daft's `daft.func`.
+  async  `asyncio.sleep(0.01)` for a hundred thousand items, 256 at a time. Ratios are to Daft's async `daft.func`.
+
+Data are in memory before the clock starts, and the sum of the results, which is checked, is part of the time. The
+interpreter of `--python` must have rowmill, and whichever peers are to be measured; the others are reported as not
+available. Every peer runs in a process of its own; the best of `--repeat` runs counts.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import pathlib
+import sys
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+import run  # noqa: E402  (the path above finds it)
+
+IN_FLIGHT = 256
+ROWS = {"batch": 10_000_000, "row": 1_000_000, "async": 100_000}
+BASELINES = {"batch": "polars map_batches", "row": "daft func", "async": "daft async func"}
+
+
+def table(rows: int):
+    import numpy
+    import pyarrow
+
+    return pyarrow.table({"x": numpy.arange(rows, dtype="float64")})
+
+
+def rowmill_batch(rows: int, flavor: str):
+    import numpy
+    import pyarrow
+    import pyarrow.compute
+
+    import rowmill
+
+    frame = rowmill.from_arrow(table(rows))
+
+    def by_numpy(x: numpy.ndarray):
+        return x + 1.0
+
+    def by_arrow(x: pyarrow.Array):
+        return pyarrow.compute.add(x, 1.0)
+
+    function = {"numpy": by_numpy, "arrow": by_arrow}[flavor]
+    step = rowmill.step(function, returns="float64", name="y")
+    return lambda: frame.map(step).agg(y=rowmill.col("y").sum()).to_pydict()["y"][0]
+
+
+def polars_batch(rows: int):
+    return run.item_polars_map_batches(rows)
+
+
+def rowmill_row(rows: int, workers: int | None = None):
+    import rowmill
+
+    frame = rowmill.from_arrow(table(rows))
+    options = {} if workers is None else {"workers": workers}
+    # Pure: what may be called again is sent in batches, and not row by row.
+    step = rowmill.step(name="y", effects="pure", **options)(plus_one)
+    return lambda: frame.map(step).agg(y=rowmill.col("y").sum()).to_pydict()["y"][0]
+
+
+def plus_one(x: float) -> float:
+    return x + 1.0
+
+
+def polars_row(rows: int):
+    import polars
+
+    frame = polars.from_arrow(table(rows))
+    step = polars.col("x").map_elements(plus_one, return_dtype=polars.Float64).alias("y")
+    return lambda: frame.lazy().select(step).select(polars.col("y").sum()).collect().item()
+
+
+def daft_row(rows: int):
+    import daft
+
+    step = daft.func(return_dtype=daft.DataType.float64())(lambda x: x + 1.0)
+    frame = daft.from_arrow(run.arrow_slices(rows, 16)).collect()
+    return lambda: frame.select(step(frame["x"]).alias("y")).sum("y").to_pydict()["y"][0]
+
+
+def ray_row(rows: int):
+    import ray
+
+    ray.init(num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    dataset = ray.data.from_arrow(run.arrow_slices(rows, 16))
+    return lambda: dataset.map(lambda row: {"y": row["x"] + 1.0}).sum("y")
+
+
+async def later(x: float) -> float:
+    await asyncio.sleep(0.01)
+    return x + 1.0
+
+
+def rowmill_async(rows: int):
+    import rowmill
+
+    frame = rowmill.from_arrow(table(rows))
+    step = rowmill.step(name="y", in_flight=IN_FLIGHT)(later)
+    return lambda: frame.map(step).agg(y=rowmill.col("y").sum()).to_pydict()["y"][0]
+
+
+def daft_async(rows: int):
+    import daft
+
+    step = daft.func(return_dtype=daft.DataType.float64(), max_concurrency=IN_FLIGHT)(later)
+    frame = daft.from_arrow(run.arrow_slices(rows, 16)).collect()
+    return lambda: frame.select(step(frame["x"]).alias("y")).sum("y").to_pydict()["y"][0]
+
+
+def plain_asyncio(rows: int):
+    async def all_of_them():
+        each, total = iter(range(rows)), 0.0
+
+        async def one():
+            nonlocal total
+            for x in each:
+                y = await later(float(x))
+                total += y
+
+        await asyncio.gather(*[one() for _ in range(IN_FLIGHT)])
+        return total
+
+    return lambda: asyncio.run(all_of_them())
+
+
+PEERS = {
+    "batch": {
+        "polars map_batches": polars_batch,
+        "daft batch function": run.item_daft_batch_function,
+        "ray data map_batches": run.item_ray_data,
+        "rowmill, numpy": lambda rows: rowmill_batch(rows, "numpy"),
+        "rowmill, arrow": lambda rows: rowmill_batch(rows, "arrow"),
+    },
+    "row": {
+        "polars map_elements": polars_row,
+        "daft func": daft_row,
+        "ray data map": ray_row,
+        "rowmill": rowmill_row,
+        "rowmill, a worker per core": lambda rows: rowmill_row(rows, os.cpu_count()),
+    },
+    "async": {
+        "asyncio alone": plain_asyncio,
+        "daft async func": daft_async,
+        "rowmill": rowmill_async,
+    },
+}
+
+
+def child(task: dict) -> None:
+    """Runs one peer and tells its result."""
+    try:
+        work = PEERS[task["part"]][task["peer"]](task["rows"])
+        seconds = []
+        for _ in range(task["repeat"]):
+            start = time.perf_counter()
+            value = work()
+            seconds.append(time.perf_counter() - start)
+        run.tell(seconds=seconds, value=float(value))
+    except BaseException as error:  # an engine's panic is not always an Exception
+        run.tell(unavailable=run.reason(error))
+
+
+def measure(part: str, options) -> dict:
+    rows = max(1, int(ROWS[part] * options.share))
+    wanted = rows * (rows + 1) / 2
+    results: dict[str, dict] = {}
+    for peer in PEERS[part]:
+        if options.only and not any(word in peer for word in options.only):
+            continue
+        task = {"part": part, "peer": peer, "rows": rows, "repeat": options.repeat}
+        lines, trouble = run.spawn([options.python, str(HERE / "functions.py"), "--child", json.dumps(task)], options.limit)
+        told = [json.loads(line[len(run.MARK):]) for line in lines if line.startswith(run.MARK)]
+        entry = told[0] if told else {"unavailable": trouble or "told nothing"}
+        if "seconds" in entry and abs(entry["value"] - wanted) > 1e-9 * wanted:
+            entry = {"unavailable": f"wrong checksum: {entry['value']}, expected {wanted:.0f}"}
+        results[peer] = entry
+    base = results.get(BASELINES[part], {})
+    base_s = min(base["seconds"]) if "seconds" in base else None
+    print(f"\n{part}: {rows:,} items; ratios are to {BASELINES[part]}, more is faster")
+    for peer, entry in results.items():
+        if "seconds" not in entry:
+            print(f"  {peer:<28} not available: {entry['unavailable']}")
+            continue
+        best = min(entry["seconds"])
+        entry["rows_per_second"] = rows / best
+        entry["speed"] = base_s / best if base_s else None
+        ratio = f"{entry['speed']:8.2f}x" if base_s else ""
+        print(f"  {peer:<28} {best:9.3f} s {rows / best / 1e6:10.3f} M/s {ratio}")
+    return {"rows": rows, "baseline": BASELINES[part], "peers": results}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Measure Python functions inside a query, beside peers.")
+    parser.add_argument("--python", default=sys.executable, metavar="PATH", help="an interpreter with rowmill and peers")
+    parser.add_argument("--parts", default="batch,row,async", metavar="LIST", help="of batch, row, async")
+    parser.add_argument("--only", nargs="*", metavar="WORD", help="peers whose names hold one of these")
+    parser.add_argument("--repeat", type=run.check_tpch.positive(int), default=3, metavar="N", help="the best of N counts")
+    parser.add_argument("--share", type=run.check_tpch.positive(float), default=1.0, help="share of the items, for a try")
+    parser.add_argument("--limit", type=run.check_tpch.positive(float), default=300.0, metavar="S", help="seconds a peer may take")
+    parser.add_argument("--json", metavar="FILE", help="also write the results here")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child(json.loads(options.child))
+        return 0
+    parts = options.parts.split(",")
+    unknown = set(parts) - set(PEERS)
+    if unknown:
+        parser.error(f"there is no part {', '.join(sorted(unknown))}")
+    results = {part: measure(part, options) for part in parts}
+    if options.json:
+        pathlib.Path(options.json).write_text(json.dumps(results, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+//! Checks a step that is not SQL: its options, its connection, the columns it reads and adds, its policy.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arrow::datatypes::{Field, Schema, SchemaRef};
+use rowmill_cache::Freshness;
+use rowmill_items::{StepCache, StepPolicy, Tally};
+use rowmill_spec::{Diagnostic, Span, Step, Template};
+use rowmill_step::{Failure, FailureCode, NoLimit, StepDescription, StepShape, caught};
+use tokio_util::sync::CancellationToken;
+
+use super::policy::policy;
+use super::{Call, Host};
+use crate::compile::bind_values::Bound;
+use crate::compile::sql_errors::nearest;
+
+/// Checks `step`, which takes rows with the columns `input`.
+///
+/// # Errors
+/// Everything that is wrong with it, as far as it can be known.
+pub async fn describe(step: &Step, input: &SchemaRef, bound: &Bound, host: &Host) -> Result<Call, Vec<Diagnostic>> {
+    let name = &step.name.value;
+    let kind = step.kind.key();
+    let Some(from) = step.kind.from() else {
+        return Err(vec![Diagnostic::error("RM0900", format!("step `{name}` takes rows from nowhere"))]);
+    };
+    let Some(factory) = host.kinds.get(kind) else {
+        return Err(vec![
+            Diagnostic::error("RM0209", format!("step `{name}` is of kind `{kind}`, which this program does not have"))
+                .at(step.name.span, "")
+                .help("the program that runs the workflow must bring the kind; the `rowmill` command has all of them"),
+        ]);
+    };
+    if let Some(connection) = step.kind.connection()
+        && let Err(failure) = host.connections.settings(&connection.value)
+    {
+        let report = Diagnostic::error("RM0411", format!("step `{name}`: {}", failure.message()));
+        return Err(vec![
+            report
+                .at(connection.span, "")
+                .help(format!("declare it in the configuration: `connections: {{{}: ...}}`", connection.value)),
+        ]);
+    }
+    let fill = |template: &Template| bound.text(template);
+    let executor = factory.build(step, &fill)?;
+    let description = executor.describe().clone();
+    let mut errors = Vec::new();
+    let mut read = Vec::new();
+    for column in &description.reads {
+        match input.index_of(column) {
+            Ok(at) => read.push(input.field(at).as_ref().clone().with_nullable(true)),
+            Err(_) => {
+                let columns = input.fields().iter().map(|field| field.name().as_str());
+                let report = Diagnostic::error(
+                    "RM0304",
+                    format!("step `{name}` uses column `{column}`, which `{}` does not have", from.value),
+                )
+                .at(step.name.span, "");
+                errors.push(match nearest(column, columns.clone()) {
+                    Some(other) => report.help(format!("did you mean `{other}`?")),
+                    None => report.help(format!("it has {}", columns.collect::<Vec<_>>().join(", "))),
+                });
+            }
+        }
+    }
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    let read: SchemaRef = Arc::new(Schema::new(read));
+    let context = host.context("check", name, &CancellationToken::new(), Arc::new(NoLimit));
+    let adds = caught(executor.output_schema(&read, &context), &context).await;
+    let adds = adds.map_err(|failure| vec![cannot_describe(name, step.name.span, &failure)])?;
+    for field in adds.fields() {
+        if input.index_of(field.name()).is_ok() {
+            errors.push(
+                Diagnostic::error(
+                    "RM0311",
+                    format!("step `{name}` adds a column `{}`, which `{}` has already", field.name(), from.value),
+                )
+                .at(step.name.span, "")
+                .help("give it another name, or leave the column out in a SQL step before"),
+            );
+        }
+    }
+    let policy = policy(step, &description, &adds, &mut errors);
+    let cache = cache(step, input, &description, &policy, host, &mut errors).await;
+    match errors.is_empty() {
+        true => Ok(Call {
+            step: Arc::from(name.as_str()),
+            shape: StepShape { input: read, output: adds },
+            from: from.value.clone(),
+            input: Arc::clone(input),
+            policy,
+            connections: description.connections.clone(),
+            cache,
+            tally: Arc::new(Tally::default()),
+            executor,
+        }),
+        false => Err(errors),
+    }
+}
+
+/// The step's cache, if it has one.
+async fn cache(
+    step: &Step,
+    input: &SchemaRef,
+    description: &StepDescription,
+    policy: &StepPolicy,
+    host: &Host,
+    errors: &mut Vec<Diagnostic>,
+) -> Option<(StepCache, Option<Duration>)> {
+    let wanted = step.items.cache.as_ref()?;
+    let name = &step.name.value;
+    if !policy.effects.repeatable() {
+        let report = Diagnostic::error("RM0113", format!("step `{name}` has effects `once`, so it cannot be cached"));
+        errors.push(
+            report
+                .at(wanted.span, "")
+                .help("what is not sent has no effect; if sending again does no harm, say `effects: idempotent`"),
+        );
+        return None;
+    }
+    let mut key = description.reads.clone();
+    if let Some(columns) = &wanted.value.key {
+        for column in columns {
+            if input.index_of(&column.value).is_err() {
+                let report =
+                    Diagnostic::error("RM0304", format!("step `{name}` has no column `{}` to cache by", column.value));
+                let known: Vec<&str> = input.fields().iter().map(|field| field.name().as_str()).collect();
+                errors.push(report.at(column.span, "").help(format!("it has {}", known.join(", "))));
+            }
+        }
+        key = columns.iter().map(|column| column.value.clone()).collect();
+    }
+    let ttl = wanted.value.ttl.as_ref().map(|ttl| ttl.value);
+    match host.caches.of_step(name, &wanted.value).await {
+        Ok(cache) => {
+            let cache = StepCache {
+                cache,
+                tenant: Arc::clone(&host.tenant),
+                fingerprint: description.fingerprint,
+                key,
+                fresh: Freshness::new(SystemTime::now(), ttl),
+                ttl,
+            };
+            Some((cache, ttl))
+        }
+        Err(message) => {
+            let report = Diagnostic::error("RM0412", format!("the cache of step `{name}`: {message}"));
+            errors.push(report.at(wanted.span, "").fault(rowmill_spec::Fault::Environment));
+            None
+        }
+    }
+}
+
+/// All columns of the step: those of its input, then those it adds.
+pub fn columns(call: &Call) -> SchemaRef {
+    let fields: Vec<Field> =
+        call.input.fields().iter().chain(call.shape.output.fields()).map(|field| field.as_ref().clone()).collect();
+    Arc::new(Schema::new(fields))
+}
+
+fn cannot_describe(name: &str, place: Span, failure: &Failure) -> Diagnostic {
+    let report = Diagnostic::error("RM0412", format!("step `{name}`: {}", failure.message())).at(place, "");
+    match failure.code() {
+        FailureCode::Setup => report.help("correct the step or its connection"),
+        _ => report
+            .fault(rowmill_spec::Fault::Environment)
+            .help("the step's columns are asked of the other side; it must be reachable while a workflow is checked"),
+    }
+}

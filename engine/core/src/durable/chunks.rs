@@ -1,0 +1,188 @@
+//! Chunk files: Arrow IPC, written under attempt-unique names, synced before anybody hears of them.
+
+use std::fmt;
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
+use arrow::ipc::reader::FileReader;
+use arrow::ipc::writer::FileWriter;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::{DataFusionError, Result, internal_err};
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, ReplaceChildrenOptions};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties};
+use futures::{StreamExt as _, TryStreamExt as _};
+
+/// A chunk that is written: a file, and how much is in it.
+#[derive(Debug, Clone)]
+pub(crate) struct ChunkFile {
+    pub(crate) path: PathBuf,
+    pub(crate) rows: u64,
+    pub(crate) bytes: u64,
+}
+
+/// Writes one chunk.
+pub(crate) struct ChunkWriter {
+    path: PathBuf,
+    rows: u64,
+    file: FileWriter<BufWriter<File>>,
+}
+
+impl ChunkWriter {
+    /// A new file. An old one of the name is what a dead attempt left, and is replaced.
+    pub(crate) fn create(path: &Path, schema: &SchemaRef) -> Result<Self, ArrowError> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        let file = FileWriter::try_new_buffered(File::create(path)?, schema)?;
+        Ok(ChunkWriter { path: path.to_owned(), rows: 0, file })
+    }
+
+    pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<(), ArrowError> {
+        self.rows += batch.num_rows() as u64;
+        self.file.write(batch)
+    }
+
+    pub(crate) fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Ends the file. It and its name are on disk when this returns: only then may a journal speak of it.
+    pub(crate) fn finish(mut self) -> Result<ChunkFile, ArrowError> {
+        self.file.finish()?;
+        let file = self.file.into_inner()?.into_inner().map_err(|error| ArrowError::from(error.into_error()))?;
+        file.sync_all()?;
+        let bytes = file.metadata()?.len();
+        if let Some(folder) = self.path.parent() {
+            File::open(folder)?.sync_all()?;
+        }
+        Ok(ChunkFile { path: self.path, rows: self.rows, bytes })
+    }
+}
+
+/// Reads a chunk.
+pub(crate) fn read_chunk(path: &Path) -> Result<Vec<RecordBatch>, DataFusionError> {
+    let wrong =
+        |error: ArrowError| DataFusionError::Context(format!("the chunk {}", path.display()), Box::new(error.into()));
+    let file = File::open(path).map_err(|error| wrong(error.into()))?;
+    let reader = FileReader::try_new_buffered(file, None).map_err(wrong)?;
+    reader.collect::<Result<Vec<_>, _>>().map_err(wrong)
+}
+
+/// Cuts a stream into chunks of exactly `chunk_rows` rows, the last one shorter, so that the cut does not depend on
+/// how the rows came in batches. `name` gives the path of each chunk.
+pub(crate) async fn write_chunks(
+    mut rows: SendableRecordBatchStream,
+    chunk_rows: usize,
+    name: impl Fn(usize) -> PathBuf,
+) -> Result<Vec<ChunkFile>> {
+    let schema = rows.schema();
+    let mut written: Vec<ChunkFile> = Vec::new();
+    let mut writer: Option<ChunkWriter> = None;
+    while let Some(batch) = rows.next().await.transpose()? {
+        let mut rest = batch;
+        while rest.num_rows() > 0 {
+            let mut open = match writer.take() {
+                Some(open) => open,
+                None => ChunkWriter::create(&name(written.len()), &schema)?,
+            };
+            let room = chunk_rows - open.rows() as usize;
+            let taken = rest.slice(0, room.min(rest.num_rows()));
+            rest = rest.slice(taken.num_rows(), rest.num_rows() - taken.num_rows());
+            // Slices of large buffers are written whole, so what is written is cut first.
+            open.write(&taken)?;
+            match open.rows() as usize == chunk_rows {
+                true => written.push(tokio::task::block_in_place(|| open.finish())?),
+                false => writer = Some(open),
+            }
+        }
+    }
+    if let Some(open) = writer {
+        written.push(tokio::task::block_in_place(|| open.finish())?);
+    }
+    Ok(written)
+}
+
+/// Committed chunks as the leaf of a plan: one partition, so that their order is the order of the rows.
+#[derive(Debug)]
+pub(crate) struct ChunkScanExec {
+    step: Arc<str>,
+    files: Arc<Vec<PathBuf>>,
+    properties: Arc<PlanProperties>,
+}
+
+impl ChunkScanExec {
+    pub(crate) fn new(step: Arc<str>, files: Vec<PathBuf>, schema: SchemaRef) -> Self {
+        let properties = Arc::new(PlanProperties::new(
+            EquivalenceProperties::new(schema),
+            Partitioning::UnknownPartitioning(1),
+            EmissionType::Incremental,
+            Boundedness::Bounded,
+        ));
+        ChunkScanExec { step, files: Arc::new(files), properties }
+    }
+}
+
+impl DisplayAs for ChunkScanExec {
+    fn fmt_as(&self, _kind: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ChunkScanExec: {}, {} chunks", self.step, self.files.len())
+    }
+}
+
+impl ExecutionPlan for ChunkScanExec {
+    fn name(&self) -> &str {
+        "ChunkScanExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        Vec::new()
+    }
+
+    fn apply_expressions(
+        &self,
+        _visit: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn replace_children(
+        self: Arc<Self>,
+        _children: Vec<Arc<dyn ExecutionPlan>>,
+        _options: ReplaceChildrenOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self)
+    }
+
+    fn with_new_children(self: Arc<Self>, _children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self)
+    }
+
+    fn execute(&self, partition: usize, _context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        if partition != 0 {
+            return internal_err!("chunks are one partition");
+        }
+        let files = Arc::clone(&self.files);
+        let batches = futures::stream::iter(0..files.len())
+            .then(move |at| {
+                let path = files.get(at).cloned().unwrap_or_default();
+                async move {
+                    let read = tokio::task::spawn_blocking(move || read_chunk(&path)).await;
+                    read.map_err(|error| DataFusionError::ExecutionJoin(Box::new(error)))?
+                }
+            })
+            .map_ok(|batches| futures::stream::iter(batches.into_iter().map(Ok)))
+            .try_flatten();
+        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), batches)))
+    }
+}

@@ -1,0 +1,101 @@
+//! Looking into durable runs: what became of their items.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray, StructArray, UInt32Array, UInt64Array};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt16Type, UInt32Type, UInt64Type};
+use arrow::error::ArrowError;
+use arrow::json::LineDelimitedWriter;
+use rowmill_items::read_ledger;
+use rowmill_spec::{Diagnostic, Fault};
+use rowmill_store::{PageRequest, RunId, Scope};
+
+use super::{Durable, store_report};
+
+/// The columns of [`items`].
+pub fn items_schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("step", DataType::Utf8, false),
+        Field::new("chunk", DataType::UInt32, false),
+        Field::new("row", DataType::UInt64, false),
+        Field::new("outcome", DataType::Utf8, false),
+        Field::new("code", DataType::Utf8, true),
+        Field::new("message", DataType::Utf8, true),
+        Field::new("attempts", DataType::UInt32, false),
+        Field::new("status", DataType::UInt16, true),
+        Field::new("details", DataType::Utf8, true),
+        Field::new("item", DataType::Utf8, false),
+    ]))
+}
+
+/// The items of a run's newest version that are not simply ok, from the ledgers of its committed chunks; the item's
+/// columns as JSON.
+///
+/// # Errors
+/// When there is no such run, or a ledger cannot be read.
+pub async fn items(durable: &Durable, run: RunId) -> Result<Vec<RecordBatch>, Diagnostic> {
+    let store = &durable.store;
+    let refuse = |error: rowmill_store::Error| store_report(&error);
+    let known = store.run(&Scope::all(), run).await.map_err(refuse)?;
+    let folder = durable.folder_of(run);
+    let mut batches = Vec::new();
+    for stage in store.stages(run, known.version).await.map_err(refuse)? {
+        let mut page = PageRequest::first(10_000);
+        loop {
+            let found = store.committed(run, stage.id, &page).await.map_err(refuse)?;
+            for ledger in found.items.iter().filter_map(|chunk| chunk.commit.ledger.as_ref()) {
+                let (_, rows) = read_ledger(&folder.join(ledger)).map_err(|error| {
+                    Diagnostic::error("RM0801", error.to_string())
+                        .fault(Fault::Environment)
+                        .help("was the run's folder removed by hand?")
+                })?;
+                for rows in rows {
+                    batches.push(flat(&stage.name, &rows).map_err(|error| {
+                        Diagnostic::error("RM0801", format!("{ledger}: {error}")).fault(Fault::Environment)
+                    })?);
+                }
+            }
+            match found.next {
+                Some(next) => page = PageRequest::after(next, 10_000),
+                None => break,
+            }
+        }
+    }
+    Ok(batches)
+}
+
+fn flat(step: &str, rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let column = |name: &str| {
+        rows.column_by_name(name).ok_or_else(|| ArrowError::SchemaError(format!("the ledger has no column `{name}`")))
+    };
+    let chunk: UInt32Array = column("file")?.as_primitive::<UInt32Type>().clone();
+    let row: UInt64Array = column("row")?.as_primitive::<UInt64Type>().clone();
+    let item = json_lines(column("item")?.as_struct())?;
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from(vec![step; rows.num_rows()])),
+        Arc::new(chunk),
+        Arc::new(row),
+        Arc::clone(column("outcome")?),
+        Arc::clone(column("code")?),
+        Arc::clone(column("message")?),
+        Arc::new(column("attempts")?.as_primitive::<UInt32Type>().clone()),
+        Arc::new(column("status")?.as_primitive::<UInt16Type>().clone()),
+        Arc::clone(column("details")?),
+        Arc::new(item),
+    ];
+    RecordBatch::try_new(items_schema(), columns)
+}
+
+fn json_lines(items: &StructArray) -> Result<StringArray, ArrowError> {
+    let mut text = Vec::new();
+    let mut writer = LineDelimitedWriter::new(&mut text);
+    writer.write(&RecordBatch::from(items.clone()))?;
+    writer.finish()?;
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    // Items without columns have no lines.
+    match lines.len() == items.len() {
+        true => Ok(StringArray::from(lines)),
+        false => Ok(StringArray::from(vec!["{}"; items.len()])),
+    }
+}

@@ -1,0 +1,420 @@
+//! Durable runs: what they need in order to go on after the process, or the machine, has died.
+//!
+//! ```text
+//!  run row ── workflow text, parameters, stamps of the source files, the instant that is `now()`
+//!   └ for each step that is not SQL, in order
+//!       stage IN    its input, cut into chunk files; committed whole, so it is made again if it was not finished
+//!       stage OUT   each chunk through the step operator, several in flight:
+//!                   output and ledger files synced ▶ journal commit (fenced) ▶ effect log of the chunk dropped
+//!   └ sinks         over committed chunks, staged and published as in any run ▶ version published ▶ run finished
+//! ```
+//!
+//! SQL between those stages is computed again when a run goes on: it is pure, its clock stands still at the run's
+//! start, and what it reads is either committed or stamped. A step whose rows several others read is a stage of its
+//! own, so that all of them see the same rows. Calls are never made again whose result is in the effect log; the window
+//! in which a crash loses results is the log's flush interval (100 ms).
+
+mod chunks;
+pub mod inspect;
+mod lease;
+mod stages;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use rowmill_spec::{Diagnostic, Diagnostics, Fault, SourceKind, Value, Workflow};
+use rowmill_store::{
+    AcquireMode, Acquired, Fence, Finish, NewRun, OutcomeCounts, Owner, RunId, RunStatus, RunStore, Scope,
+};
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::compile::{Compiled, Inputs, compile};
+use crate::error::{report, stopped_report};
+use crate::local::{Observer, RunError, RunReport};
+use crate::runtime::Engine;
+use lease::Lease;
+
+/// Rows of a chunk where nothing else is said.
+pub const CHUNK_ROWS: usize = 32_768;
+
+/// Where durable runs live, and how they are cut.
+#[derive(Debug, Clone)]
+pub struct Durable {
+    /// The run store.
+    pub store: Arc<dyn RunStore>,
+    /// Chunks and ledgers lie under `runs/` here.
+    pub folder: PathBuf,
+    /// Rows of a chunk.
+    pub chunk_rows: usize,
+    /// Chunks of a stage that are worked on at the same time.
+    pub chunks_in_flight: usize,
+    /// How long a run is ours without a renewal.
+    pub lease: Duration,
+    /// This process.
+    pub owner: Owner,
+    /// Who asked.
+    pub actor: String,
+}
+
+impl Durable {
+    /// The folder of a run.
+    pub fn folder_of(&self, run: RunId) -> PathBuf {
+        self.folder.join("runs").join(run.to_string())
+    }
+}
+
+/// What is kept of a run beside its workflow's text; see [`read_payload`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Payload {
+    /// Version of this form.
+    pub format: u32,
+    /// The folder that relative paths start from.
+    pub base: PathBuf,
+    /// The workflow's file, for messages and for the check whether it changed.
+    pub path: PathBuf,
+    /// Parameters that were given.
+    pub params: Vec<(String, String)>,
+    /// Variables that were given.
+    pub vars: Vec<(String, String)>,
+    /// What `now()` is.
+    pub started: DateTime<Utc>,
+    /// Source files as they were when the run began.
+    pub files: Vec<Stamp>,
+}
+
+/// A source file as it was.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Stamp {
+    store: String,
+    path: String,
+    size: u64,
+    modified: DateTime<Utc>,
+    etag: Option<String>,
+}
+
+const PAYLOAD_FORMAT: u32 = 1;
+
+/// Reads what is kept of a run.
+///
+/// # Errors
+/// When it is of a newer form, or damaged.
+pub fn read_payload(run: &rowmill_store::Run) -> Result<Payload, Diagnostic> {
+    let wrong = |message: String| {
+        Diagnostic::error("RM0801", format!("run {}: {message}", run.id))
+            .fault(Fault::Environment)
+            .help("use the version of Rowmill that wrote it, or start the workflow anew")
+    };
+    let payload: Payload = serde_json::from_slice(&run.payload).map_err(|error| wrong(error.to_string()))?;
+    match payload.format == PAYLOAD_FORMAT {
+        true => Ok(payload),
+        false => Err(wrong(format!("its record has form {}, known is {PAYLOAD_FORMAT}", payload.format))),
+    }
+}
+
+/// What is run.
+#[derive(Debug)]
+pub enum Task<'a> {
+    /// A new run of the workflow whose text this is, read from `path`.
+    New {
+        /// The run's id.
+        run: RunId,
+        /// The text.
+        text: &'a str,
+        /// Its file.
+        path: PathBuf,
+    },
+    /// A run that was begun before.
+    Resume {
+        /// The run.
+        run: RunId,
+        /// Whether to take it from an owner whose lease has not expired.
+        steal: bool,
+    },
+}
+
+/// Runs a workflow durably, or goes on with a run. For one that goes on, `workflow` and `inputs` are those that the
+/// store holds (see [`read_payload`]).
+///
+/// # Errors
+/// As a run in memory; further that the store cannot be used, that somebody else holds the run, that it has ended, or
+/// that a source changed since it began.
+pub fn run<'a>(
+    engine: &'a Engine,
+    durable: &'a Durable,
+    workflow: Arc<Workflow>,
+    inputs: &'a Inputs,
+    task: Task<'a>,
+    cancel: &'a CancellationToken,
+    observer: &'a dyn Observer,
+) -> BoxFuture<'a, Result<RunReport, RunError>> {
+    run_durable(engine, durable, workflow, inputs, task, cancel, observer).boxed()
+}
+
+async fn run_durable(
+    engine: &Engine,
+    durable: &Durable,
+    workflow: Arc<Workflow>,
+    inputs: &Inputs,
+    task: Task<'_>,
+    cancel: &CancellationToken,
+    observer: &dyn Observer,
+) -> Result<RunReport, RunError> {
+    let refuse = |report: Diagnostic| -> RunError {
+        RunError::Failed(Diagnostics { reports: vec![report], texts: Arc::clone(&workflow.texts) })
+    };
+    let began = Instant::now();
+    refuse_what_cannot_be_replayed(&workflow, inputs).map_err(refuse)?;
+    let (run, steal) = match &task {
+        Task::New { run, .. } => (*run, false),
+        Task::Resume { run, steal } => (*run, *steal),
+    };
+    let earlier = match &task {
+        Task::New { .. } => None,
+        Task::Resume { .. } => {
+            let found = durable.store.run(&Scope::all(), run).await.map_err(|error| refuse(store_report(&error)))?;
+            Some(read_payload(&found).map_err(refuse)?)
+        }
+    };
+    let started = earlier.as_ref().map_or_else(Utc::now, |payload| payload.started);
+    let stores = &engine.options().stores;
+    let compiled =
+        compile(Arc::clone(&workflow), inputs, engine.durable_session(started), stores, engine.host()).await?;
+    let stamps = stamps(&compiled);
+    match (&task, &earlier) {
+        (Task::New { text, path, .. }, _) => {
+            let payload = Payload {
+                format: PAYLOAD_FORMAT,
+                base: inputs.base.clone(),
+                path: path.clone(),
+                params: given_params(inputs),
+                vars: inputs.vars.iter().map(|(name, value)| (name.clone(), value.to_string())).collect(),
+                started,
+                files: stamps,
+            };
+            let new = new_run(run, &workflow, text, &payload, &durable.actor).map_err(refuse)?;
+            durable.store.submit(&new).await.map_err(|error| refuse(store_report(&error)))?;
+        }
+        (Task::Resume { .. }, Some(payload)) if payload.files != stamps => {
+            let changed: Vec<&str> = payload
+                .files
+                .iter()
+                .filter(|file| !stamps.contains(file))
+                .chain(stamps.iter().filter(|file| !payload.files.contains(file)))
+                .map(|file| file.path.as_str())
+                .collect();
+            let mut changed = changed;
+            changed.dedup();
+            return Err(refuse(
+                Diagnostic::error(
+                    "RM0802",
+                    format!("run {run} cannot go on: its sources changed since it began: {}", changed.join(", ")),
+                )
+                .fault(Fault::Data)
+                .help("a run that goes on would mix two versions; start over with `rowmill resume --restart`"),
+            ));
+        }
+        (Task::Resume { .. }, _) => {}
+    }
+    let mode = if steal { AcquireMode::Steal } else { AcquireMode::Free };
+    let acquired = durable.store.acquire(run, &durable.owner, durable.lease, mode).await;
+    let held = match acquired.map_err(|error| refuse(store_report(&error)))? {
+        Acquired::Lease(held) => held,
+        Acquired::Held { owner, expires_in } => {
+            return Err(refuse(
+                Diagnostic::error("RM0803", format!("run {run} is held by {owner}")).fault(Fault::Environment).help(
+                    format!(
+                        "if that process is dead, its lease ends within {} s; `--steal` takes the run at once",
+                        expires_in.as_secs() + 1
+                    ),
+                ),
+            ));
+        }
+        Acquired::Ended(status) => {
+            return Err(refuse(
+                Diagnostic::error("RM0804", format!("run {run} has ended: {status}"))
+                    .help("a run that ended does not go on; start the workflow again"),
+            ));
+        }
+    };
+    let fence = held.fence;
+    let lease = Lease::keep(Arc::clone(&durable.store), fence, durable.lease, cancel);
+    let work = stages::Work { engine, durable, compiled: &compiled, inputs, run, version: held.version, fence, began };
+    let outcome = match durable.store.start(&fence).await {
+        Ok(()) => work.run(&lease.cancel, observer).await,
+        Err(error) => Err(stages::Stop::Report(Box::new(store_report(&error)))),
+    };
+    let ended = lease.end();
+    settle(durable, &fence, outcome, ended, cancel, &workflow).await
+}
+
+/// Writes down how the run ended.
+async fn settle(
+    durable: &Durable,
+    fence: &Fence,
+    outcome: Result<RunReport, stages::Stop>,
+    ended: lease::Ended,
+    cancel: &CancellationToken,
+    workflow: &Workflow,
+) -> Result<RunReport, RunError> {
+    let failed = |report: Diagnostic| {
+        RunError::Failed(Diagnostics { reports: vec![report], texts: Arc::clone(&workflow.texts) })
+    };
+    let lost = || {
+        Diagnostic::error("RM0805", format!("run {} was taken over by another process", fence.run))
+            .fault(Fault::Environment)
+            .help("this process stopped; what it had committed counts for the one that goes on")
+    };
+    if ended == lease::Ended::Lost {
+        return Err(failed(lost()));
+    }
+    let finish = |status, error: Option<String>, counts| async move {
+        durable.store.finish(fence, &Finish { status, error, counts }).await
+    };
+    match outcome {
+        Ok(report) => {
+            let mut counts = OutcomeCounts::default();
+            for items in &report.items {
+                counts.add(stages::store_counts(&items.counts.outcomes));
+            }
+            let status = match report.items.iter().any(|items| items.failures() > 0) {
+                true => RunStatus::SucceededWithFailures,
+                false => RunStatus::Succeeded,
+            };
+            finish(status, None, counts).await.map_err(|error| failed(store_report(&error)))?;
+            Ok(report)
+        }
+        Err(stages::Stop::Cancelled) => {
+            // Ctrl-C leaves a run that can go on; `rowmill cancel` ends it.
+            let status = if ended == lease::Ended::CancelAsked { RunStatus::Cancelled } else { RunStatus::Stopped };
+            if let Err(error) = finish(status, None, OutcomeCounts::default()).await {
+                tracing::warn!("the run store did not take the run's end: {error}");
+            }
+            Err(RunError::Cancelled)
+        }
+        Err(stop) => {
+            let report = match stop {
+                stages::Stop::Report(report) => *report,
+                stages::Stop::Error(error) => report(&error),
+                stages::Stop::Stopped(stopped) => stopped_report(&stopped),
+                stages::Stop::Cancelled => return Err(RunError::Cancelled),
+            };
+            let report = match (report.fault, cancel.is_cancelled()) {
+                (Fault::Environment, _) => {
+                    report.help(format!("`rowmill resume {}` goes on from what is committed", fence.run))
+                }
+                _ => report,
+            };
+            let status = match report.fault {
+                Fault::Environment | Fault::Internal => RunStatus::Stopped,
+                Fault::Workflow | Fault::Data => RunStatus::Failed,
+            };
+            if let Err(error) = finish(status, Some(report.message.clone()), OutcomeCounts::default()).await {
+                tracing::warn!("the run store did not take the run's end: {error}");
+            }
+            Err(failed(report))
+        }
+    }
+}
+
+fn new_run(run: RunId, workflow: &Workflow, text: &str, payload: &Payload, actor: &str) -> Result<NewRun, Diagnostic> {
+    let internal = |error: serde_json::Error| Diagnostic::error("RM0900", error.to_string()).fault(Fault::Internal);
+    let parameters = payload.params.iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect();
+    Ok(NewRun {
+        id: run,
+        workflow_name: workflow.name.value.clone(),
+        workflow_text: text.to_owned(),
+        workflow_fingerprint: fingerprint(text),
+        parameters,
+        organisation: "default".to_owned(),
+        team: "default".to_owned(),
+        labels: Default::default(),
+        actor: actor.to_owned(),
+        submit_key: None,
+        payload: serde_json::to_vec(payload).map_err(internal)?,
+    })
+}
+
+/// Tells one text from another.
+pub fn fingerprint(text: &str) -> String {
+    let print = rowmill_step::FingerprintBuilder::new("workflow", 1).field("text", text).finish();
+    print.0.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The parameters of a run as text, whichever way they were given.
+fn given_params(inputs: &Inputs) -> Vec<(String, String)> {
+    let mut params = inputs.params.clone();
+    params.extend(inputs.values.iter().map(|(name, value)| (name.clone(), value.to_string())));
+    params
+}
+
+/// The inputs of a run that goes on.
+///
+/// # Errors
+/// When a variable's value does not fit the type that the workflow declares.
+pub fn inputs_of(workflow: &Workflow, payload: &Payload) -> Result<Inputs, Diagnostic> {
+    let mut inputs = Inputs { base: payload.base.clone(), params: payload.params.clone(), ..Inputs::default() };
+    for (name, text) in &payload.vars {
+        let Some(variable) = workflow.vars.get(name) else { continue };
+        let value = Value::parse(&variable.kind, text)
+            .map_err(|error| Diagnostic::error("RM0403", format!("variable `{name}`: {error}")))?;
+        inputs.vars.insert(name.clone(), value);
+    }
+    Ok(inputs)
+}
+
+fn stamps(compiled: &Compiled) -> Vec<Stamp> {
+    let mut stamps: Vec<Stamp> = compiled
+        .files
+        .iter()
+        .map(|file| Stamp {
+            store: file.store.as_str().to_owned(),
+            path: file.meta.location.to_string(),
+            size: file.meta.size,
+            modified: file.meta.last_modified,
+            etag: file.meta.e_tag.clone(),
+        })
+        .collect();
+    stamps.sort();
+    stamps
+}
+
+fn refuse_what_cannot_be_replayed(workflow: &Workflow, inputs: &Inputs) -> Result<(), Diagnostic> {
+    if let Some(source) = workflow.sources.values().find(|source| matches!(source.kind, SourceKind::Provided)) {
+        return Err(Diagnostic::error(
+            "RM0806",
+            format!("source `{}` is provided by the program, so the run cannot be durable", source.name.value),
+        )
+        .at(source.name.span, "")
+        .help("a run that goes on in another process must find its rows again; write them to a file first"));
+    }
+    match inputs.collect.first() {
+        Some(name) => Err(Diagnostic::error(
+            "RM0806",
+            format!("the rows of `{name}` are to be collected by the program, so the run cannot be durable"),
+        )
+        .help("give the step a sink")),
+        None => Ok(()),
+    }
+}
+
+/// An error of the run store as a report.
+pub fn store_report(error: &rowmill_store::Error) -> Diagnostic {
+    use rowmill_store::Fault as Of;
+    let (code, fault) = match error.fault() {
+        Of::Environment { .. } | Of::Corrupted | Of::NewerVersion => ("RM0808", Fault::Environment),
+        Of::Bug => ("RM0900", Fault::Internal),
+        _ => ("RM0807", Fault::Workflow),
+    };
+    Diagnostic::error(code, error.to_string()).fault(fault)
+}
+
+/// A fresh id for what one attempt of a run stages, so that a dead attempt's leavings are never taken for its own.
+pub(crate) fn attempt_id() -> Uuid {
+    Uuid::now_v7()
+}

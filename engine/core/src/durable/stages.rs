@@ -1,0 +1,507 @@
+//! The stages of a durable run, one after the other: chunks in, chunks through a step, sinks at the end.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use datafusion::common::runtime::SpawnedTask;
+use datafusion::common::{DataFusionError, Result};
+use datafusion::execution::TaskContext;
+use datafusion::physical_plan::{ExecutionPlan, execute_stream_partitioned};
+use futures::future::{BoxFuture, try_join_all};
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use indexmap::IndexMap;
+use parking_lot::Mutex;
+use rowmill_items::{BoxError, ChunkLog, EffectWriter, Ledger, LedgerSample, Scope, StepOperator, StepStopped, Tally};
+use rowmill_spec::{Diagnostic, Fault};
+use rowmill_store::{
+    ChunkCommit, ChunkSpec, CommitResult, CommittedChunk, Fence, NewStage, PageRequest, RunId, StageId, StageStatus,
+    StepCounts,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::chunks::{ChunkFile, ChunkScanExec, ChunkWriter, read_chunk, write_chunks};
+use super::{Durable, attempt_id, fingerprint, store_report};
+use crate::calls::exec::datafusion_error;
+use crate::calls::{Call, RunScope};
+use crate::compile::check_types::{Body, EdgeKind};
+use crate::compile::cut_segments::Root;
+use crate::compile::plan_segments::optimize_segments;
+use crate::compile::{Compiled, Inputs, Planned, PlannedSink};
+use crate::local::{self, ItemsReport, Observer, RunReport};
+use crate::plan::edge::Producer;
+use crate::runtime::Engine;
+
+/// How long a call to the run store is repeated while it says that another try can help.
+const STORE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Repeats a call to the run store while that can help: a restart of its server is no reason to give a run up.
+macro_rules! patiently {
+    ($call:expr) => {{
+        let started = Instant::now();
+        let mut wait = Duration::from_millis(50);
+        loop {
+            match $call.await {
+                Ok(done) => break Ok(done),
+                Err(error) if error.is_retryable() && started.elapsed() < STORE_PATIENCE => {
+                    tracing::warn!("the run store did not answer and is asked again: {error}");
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(Duration::from_secs(2));
+                }
+                Err(error) => break Err(Stop::Report(Box::new(store_report(&error)))),
+            }
+        }
+    }};
+}
+
+/// Why the work ended early.
+#[derive(Debug)]
+pub(super) enum Stop {
+    Report(Box<Diagnostic>),
+    Error(DataFusionError),
+    Stopped(StepStopped),
+    Cancelled,
+}
+
+impl From<DataFusionError> for Stop {
+    fn from(error: DataFusionError) -> Self {
+        Stop::Error(error)
+    }
+}
+
+impl From<local::Stop> for Stop {
+    fn from(stop: local::Stop) -> Self {
+        match stop {
+            local::Stop::Error(error, _) => Stop::Error(error),
+            local::Stop::Report(report) => Stop::Report(report),
+            local::Stop::Cancelled => Stop::Cancelled,
+        }
+    }
+}
+
+/// One attempt to bring a run to its end.
+pub(super) struct Work<'a> {
+    pub(super) engine: &'a Engine,
+    pub(super) durable: &'a Durable,
+    pub(super) compiled: &'a Compiled,
+    pub(super) inputs: &'a Inputs,
+    pub(super) run: RunId,
+    pub(super) version: u32,
+    pub(super) fence: Fence,
+    pub(super) began: Instant,
+}
+
+/// What the stages of one attempt share.
+struct Attempt<'a> {
+    scope: RunScope,
+    effects: Arc<EffectWriter>,
+    cancel: &'a CancellationToken,
+    samples: Mutex<IndexMap<String, Vec<LedgerSample>>>,
+}
+
+impl Work<'_> {
+    pub(super) async fn run(&self, cancel: &CancellationToken, observer: &dyn Observer) -> Result<RunReport, Stop> {
+        let folder = self.durable.folder_of(self.run);
+        std::fs::create_dir_all(&folder).map_err(|error| self.cannot_write(&folder, &error.to_string()))?;
+        let mut staged = local::stage(self.engine, self.compiled, attempt_id()).await?;
+        let attempt = Attempt {
+            scope: self.engine.scope(&self.run.to_string(), cancel, folder),
+            effects: EffectWriter::start(Arc::clone(&self.durable.store), self.fence),
+            cancel,
+            samples: Mutex::default(),
+        };
+        observer.started(*self.run.as_uuid(), &self.compiled.meters, &local::tallies(self.compiled));
+        let outcome = self.stages(&attempt, &mut staged).await;
+        // What was called and answered is kept, however the attempt ended.
+        if let Err(failure) = attempt.effects.close().await {
+            tracing::warn!("the last results of calls may be lost: {}", failure.message());
+        }
+        let done = match outcome {
+            Ok(done) => done,
+            Err(stop) => {
+                local::discard(staged).await;
+                return Err(if cancel.is_cancelled() { Stop::Cancelled } else { stop });
+            }
+        };
+        let sinks = local::publish(self.compiled, staged, &done.written).await;
+        let sinks = sinks.map_err(|report| Stop::Report(Box::new(report)))?;
+        let samples = attempt.samples.into_inner();
+        let items: Vec<ItemsReport> = self
+            .compiled
+            .steps
+            .values()
+            .filter_map(|step| step.call())
+            .map(|call| ItemsReport {
+                step: call.step.to_string(),
+                counts: call.tally.snapshot(),
+                samples: samples.get(call.step.as_ref()).cloned().unwrap_or_default(),
+            })
+            .collect();
+        let mut counts = rowmill_store::OutcomeCounts::default();
+        items.iter().for_each(|items| counts.add(store_counts(&items.counts.outcomes)));
+        let output: Vec<&str> = sinks.iter().map(|sink| sink.path.as_str()).collect();
+        let output = output.join(", ");
+        patiently!(self.durable.store.publish_version(&self.fence, self.version, &output, &counts, &[]))?;
+        Ok(RunReport {
+            id: *self.run.as_uuid(),
+            workflow: self.compiled.workflow.name.value.clone(),
+            steps: local::step_reports(self.compiled),
+            unneeded: self.compiled.unneeded.clone(),
+            sinks,
+            collected: IndexMap::new(),
+            elapsed: self.began.elapsed(),
+            items,
+            replanned: false,
+            warnings: self.compiled.warnings.clone(),
+        })
+    }
+
+    async fn stages(
+        &self,
+        attempt: &Attempt<'_>,
+        staged: &mut [crate::sinks::StagedSink],
+    ) -> Result<local::Done, Stop> {
+        let state = &self.compiled.state;
+        let optimized = optimize_segments(self.compiled, self.inputs, staged)?;
+        let mut planned = Planned::default();
+        let mut next_stage = 0;
+        for (segment, logical) in self.compiled.cut.segments.iter().zip(optimized.plans) {
+            let plan = state.query_planner().create_physical_plan(&logical, state).await?;
+            let Root::Step(name) = &segment.root else {
+                planned.roots.push(PlannedSink { root: segment.root.clone(), logical, plan });
+                continue;
+            };
+            let Some(step) = self.compiled.steps.get(name) else { continue };
+            let producer: Arc<dyn ExecutionPlan> = match (&step.body, &step.edge) {
+                // Pure, with one reader: computed where it is read.
+                (Body::Query(_), EdgeKind::Streamed(_)) => plan,
+                (Body::Query(_), _) => {
+                    let print = fingerprint(&format!("{name} {}", logical.display_indent()));
+                    let stage = self.stage(&mut next_stage, name, step.class.as_str(), print).await?;
+                    let schema = plan.schema();
+                    let chunks = self.rows(attempt, stage, name, plan).await?;
+                    self.scan(name, &chunks, schema)
+                }
+                (Body::Call(call), _) => {
+                    let print = fingerprint(&format!("{name} input {}", logical.display_indent()));
+                    let input = format!("{name}.input");
+                    let stage = self.stage(&mut next_stage, &input, "cpu", print.clone()).await?;
+                    let schema = plan.schema();
+                    let chunks = self.rows(attempt, stage, &input, plan).await?;
+                    let kind = call.executor.describe().fingerprint.0;
+                    let print = fingerprint(&format!("{name} {print} {kind:?}"));
+                    let stage = self.stage(&mut next_stage, name, step.class.as_str(), print).await?;
+                    let (chunks, schema) = self.calls(attempt, stage, call, chunks, &schema).await?;
+                    self.scan(name, &chunks, schema)
+                }
+            };
+            if let Some(edge) = step.edge.table() {
+                edge.connect(Producer::Plan(producer))?;
+            }
+        }
+        Ok(local::run_roots(self.engine, self.compiled, &planned, staged, attempt.cancel).await?)
+    }
+
+    fn scan(&self, name: &str, chunks: &[CommittedChunk], schema: SchemaRef) -> Arc<dyn ExecutionPlan> {
+        let files = chunks.iter().map(|chunk| self.path(&chunk.commit.output)).collect();
+        Arc::new(ChunkScanExec::new(Arc::from(name), files, schema))
+    }
+
+    /// Outputs are kept relative to the run's folder, so that the folder can be moved.
+    fn path(&self, output: &str) -> PathBuf {
+        self.durable.folder_of(self.run).join(output)
+    }
+
+    fn cannot_write(&self, path: &std::path::Path, message: &str) -> Stop {
+        let report = Diagnostic::error("RM0704", format!("{}: {message}", path.display())).fault(Fault::Environment);
+        Stop::Report(Box::new(
+            report.help("durable runs live in `state.dir`; check who owns it and whether it is full"),
+        ))
+    }
+
+    /// Registers the next stage.
+    async fn stage(&self, next: &mut u32, name: &str, class: &str, print: String) -> Result<StageId, Stop> {
+        let id = StageId { version: self.version, stage: *next };
+        *next += 1;
+        let stage =
+            NewStage { id, name: name.to_owned(), class: class.to_owned(), fingerprint: print, payload: Vec::new() };
+        match self.durable.store.put_stages(&self.fence, std::slice::from_ref(&stage)).await {
+            Err(rowmill_store::Error::Conflict { .. }) => {
+                let message = format!("run {}: stage `{name}` is not what it was when the run began", self.run);
+                return Err(Stop::Report(Box::new(Diagnostic::error("RM0802", message).fault(Fault::Data).help(
+                    "the workflow, its configuration or Rowmill itself changed; start over with `rowmill resume --restart`",
+                ))));
+            }
+            Err(error) if !error.is_retryable() => return Err(Stop::Report(Box::new(store_report(&error)))),
+            Ok(()) => return Ok(id),
+            Err(_) => {}
+        }
+        patiently!(self.durable.store.put_stages(&self.fence, std::slice::from_ref(&stage)))?;
+        Ok(id)
+    }
+
+    async fn committed(&self, stage: StageId) -> Result<Vec<CommittedChunk>, Stop> {
+        let mut all = Vec::new();
+        let mut page = PageRequest::first(10_000);
+        loop {
+            let found = patiently!(self.durable.store.committed(self.run, stage, &page))?;
+            all.extend(found.items);
+            match found.next {
+                Some(next) => page = PageRequest::after(next, 10_000),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    async fn manifest(&self, stage: StageId) -> Result<Vec<ChunkSpec>, Stop> {
+        let mut all = Vec::new();
+        let mut page = PageRequest::first(10_000);
+        loop {
+            let found = patiently!(self.durable.store.chunks(self.run, stage, &page))?;
+            all.extend(found.items);
+            match found.next {
+                Some(next) => page = PageRequest::after(next, 10_000),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    async fn is_sealed(&self, stage: StageId) -> Result<bool, Stop> {
+        let stages = patiently!(self.durable.store.stages(self.run, self.version))?;
+        Ok(stages.iter().any(|known| known.id == stage && known.chunk_count.is_some()))
+    }
+
+    async fn status(&self, stage: StageId, status: StageStatus) -> Result<(), Stop> {
+        patiently!(self.durable.store.set_stage_status(&self.fence, stage, status, None))
+    }
+
+    /// A stage of rows that SQL makes: all of its chunks are committed together, or it is made again.
+    async fn rows(
+        &self,
+        attempt: &Attempt<'_>,
+        stage: StageId,
+        name: &str,
+        plan: Arc<dyn ExecutionPlan>,
+    ) -> Result<Vec<CommittedChunk>, Stop> {
+        if !self.is_sealed(stage).await? {
+            self.status(stage, StageStatus::Running).await?;
+            patiently!(self.durable.store.drop_unsealed_chunks(&self.fence, stage))?;
+            let files = tokio::select! {
+                files = self.make_rows(stage, name, plan) => files?,
+                () = attempt.cancel.cancelled() => return Err(Stop::Cancelled),
+            };
+            let specs: Vec<ChunkSpec> = (0..).zip(&files).map(|(chunk, file)| self.spec(chunk, file)).collect();
+            patiently!(self.durable.store.put_chunks(&self.fence, stage, &specs, true))?;
+        }
+        let committed = self.committed(stage).await?;
+        let specs = self.manifest(stage).await?;
+        if committed.len() == specs.len() {
+            return Ok(committed);
+        }
+        // Sealed and not committed: its files were on disk before the seal.
+        let commits: Vec<ChunkCommit> = specs
+            .iter()
+            .map(|spec| ChunkCommit {
+                chunk: stage.chunk(spec.chunk),
+                attempt: self.attempt_number(),
+                output: spec.path.clone(),
+                ledger: None,
+                rows_out: spec.row_count.unwrap_or(0),
+                bytes_out: spec.size_bytes.unwrap_or(0),
+                counts: Vec::new(),
+                payload: Vec::new(),
+            })
+            .collect();
+        for commits in commits.chunks(1000) {
+            let results = patiently!(self.durable.store.commit_chunks(&self.fence, commits))?;
+            if results.contains(&CommitResult::Fenced) {
+                return Err(Stop::Cancelled);
+            }
+        }
+        self.status(stage, StageStatus::Done).await?;
+        self.committed(stage).await
+    }
+
+    /// The attempt's number among those of the run: its fencing token.
+    fn attempt_number(&self) -> u32 {
+        u32::try_from(self.fence.token).unwrap_or(u32::MAX)
+    }
+
+    fn spec(&self, chunk: u64, file: &ChunkFile) -> ChunkSpec {
+        let folder = self.durable.folder_of(self.run);
+        let path = file.path.strip_prefix(&folder).unwrap_or(&file.path).display().to_string();
+        ChunkSpec {
+            chunk,
+            path,
+            etag: None,
+            size_bytes: Some(file.bytes),
+            row_start: None,
+            row_count: Some(file.rows),
+            schema_fingerprint: String::new(),
+            partitions: 1,
+            payload: Vec::new(),
+        }
+    }
+
+    async fn make_rows(&self, stage: StageId, name: &str, plan: Arc<dyn ExecutionPlan>) -> Result<Vec<ChunkFile>> {
+        let context = Arc::new(TaskContext::from(&self.compiled.state));
+        let folder = self.durable.folder_of(self.run).join(format!("v{}-{}-{name}", stage.version, stage.stage));
+        let (token, chunk_rows) = (self.fence.token, self.durable.chunk_rows.max(1));
+        let partitions = execute_stream_partitioned(plan, context)?.into_iter().enumerate().map(|(at, rows)| {
+            let folder = folder.clone();
+            let name = move |chunk| folder.join(format!("{at:04}-{chunk:06}-{token}.arrow"));
+            let task = SpawnedTask::spawn(write_chunks(rows, chunk_rows, name));
+            async move { task.join().await.map_err(|error| DataFusionError::ExecutionJoin(Box::new(error)))? }
+        });
+        Ok(try_join_all(partitions).await?.into_iter().flatten().collect())
+    }
+
+    /// A stage of calls: every chunk through the step operator, each committed for itself.
+    async fn calls(
+        &self,
+        attempt: &Attempt<'_>,
+        stage: StageId,
+        call: &Arc<Call>,
+        input: Vec<CommittedChunk>,
+        schema: &SchemaRef,
+    ) -> Result<(Vec<CommittedChunk>, SchemaRef), Stop> {
+        let wrong = |message: String| Stop::Report(Box::new(Diagnostic::error("RM0705", message)));
+        let operator = attempt.scope.operator(call, schema).map_err(wrong)?;
+        if !self.is_sealed(stage).await? {
+            let specs: Vec<ChunkSpec> = input
+                .iter()
+                .map(|chunk| ChunkSpec {
+                    chunk: chunk.commit.chunk.chunk,
+                    path: chunk.commit.output.clone(),
+                    etag: None,
+                    size_bytes: Some(chunk.commit.bytes_out),
+                    row_start: None,
+                    row_count: Some(chunk.commit.rows_out),
+                    schema_fingerprint: String::new(),
+                    partitions: 1,
+                    payload: Vec::new(),
+                })
+                .collect();
+            patiently!(self.durable.store.put_chunks(&self.fence, stage, &specs, true))?;
+        }
+        self.status(stage, StageStatus::Running).await?;
+        let done: BTreeMap<u64, CommittedChunk> =
+            self.committed(stage).await?.into_iter().map(|chunk| (chunk.commit.chunk.chunk, chunk)).collect();
+        let meter = self.compiled.meters.get(call.step.as_ref());
+        for chunk in done.values() {
+            if let Ok(counts) = serde_json::from_slice(&chunk.commit.payload) {
+                call.tally.merge(&counts);
+            }
+            if let Some(meter) = meter {
+                meter.add(chunk.commit.rows_out, chunk.commit.bytes_out);
+            }
+        }
+        let open: Vec<BoxFuture<'_, Result<(), Stop>>> = input
+            .iter()
+            .filter(|chunk| !done.contains_key(&chunk.commit.chunk.chunk))
+            .map(|chunk| self.chunk(attempt, stage, call, &operator, chunk).boxed())
+            .collect();
+        let work = futures::stream::iter(open).buffer_unordered(self.durable.chunks_in_flight.max(1));
+        let outcome = work.try_collect::<Vec<()>>().await;
+        if outcome.is_err() {
+            operator.cancel();
+        }
+        operator.close().await;
+        outcome?;
+        operator.check_end().map_err(Stop::Stopped)?;
+        self.status(stage, StageStatus::Done).await?;
+        let chunks = self.committed(stage).await?;
+        if chunks.len() != input.len() {
+            let message = format!("step `{}`: {} of {} chunks are committed", call.step, chunks.len(), input.len());
+            return Err(Stop::Report(Box::new(Diagnostic::error("RM0900", message).fault(Fault::Internal))));
+        }
+        Ok((chunks, Arc::clone(operator.schema())))
+    }
+
+    async fn chunk(
+        &self,
+        attempt: &Attempt<'_>,
+        stage: StageId,
+        call: &Arc<Call>,
+        operator: &Arc<StepOperator>,
+        input: &CommittedChunk,
+    ) -> Result<(), Stop> {
+        let number = input.commit.chunk.chunk;
+        let id = stage.chunk(number);
+        let log = patiently!(ChunkLog::open(&attempt.effects, id))?;
+        let path = self.path(&input.commit.output);
+        let read = tokio::task::spawn_blocking(move || read_chunk(&path)).await;
+        let batches = read.map_err(|error| DataFusionError::ExecutionJoin(Box::new(error)))??;
+        let schema = batches.first().map(RecordBatch::schema);
+        let folder = self.durable.folder_of(self.run).join(format!("v{}-{}-{}", stage.version, stage.stage, call.step));
+        let output = folder.join(format!("{number:06}-{}.arrow", self.fence.token));
+        let ledger_path = folder.join(format!("{number:06}-{}.ledger.arrow", self.fence.token));
+        let item = schema.unwrap_or_else(|| Arc::clone(&call.input));
+        let ledger = Arc::new(Ledger::new(&item, ledger_path));
+        let tally = Arc::new(Tally::part_of(&call.tally));
+        let scope = Scope {
+            place: u32::try_from(number).unwrap_or(u32::MAX),
+            ledger: Arc::clone(&ledger),
+            tally: Arc::clone(&tally),
+            log: Some(log),
+        };
+        let batches = futures::stream::iter(batches.into_iter().map(Ok::<_, BoxError>)).boxed();
+        let mut rows = operator.run(scope, batches);
+        let disk = |error: arrow::error::ArrowError| Stop::Error(error.into());
+        let mut writer = ChunkWriter::create(&output, operator.schema()).map_err(disk)?;
+        let meter = self.compiled.meters.get(call.step.as_ref());
+        while let Some(batch) = rows.next().await {
+            let batch = batch.map_err(|error| match error.downcast::<StepStopped>() {
+                Ok(stopped) => Stop::Stopped(*stopped),
+                Err(other) => Stop::Error(datafusion_error(other)),
+            })?;
+            if let Some(meter) = meter {
+                meter.count(&batch);
+            }
+            writer.write(&batch).map_err(disk)?;
+        }
+        if attempt.cancel.is_cancelled() {
+            return Err(Stop::Cancelled);
+        }
+        // The order that makes a commit true: files on disk, then their names, then the journal.
+        let file = tokio::task::block_in_place(|| writer.finish()).map_err(disk)?;
+        let kept = tokio::task::block_in_place(|| ledger.finish());
+        let kept = kept.map_err(|error| self.cannot_write(&error.path, &error.message))?;
+        if !ledger.samples().is_empty() {
+            let mut samples = attempt.samples.lock();
+            let known = samples.entry(call.step.to_string()).or_default();
+            let room = 10usize.saturating_sub(known.len());
+            known.extend(ledger.samples().into_iter().take(room));
+        }
+        let spec = self.spec(number, &file);
+        let counts = tally.snapshot();
+        let relative = |path: PathBuf| {
+            path.strip_prefix(self.durable.folder_of(self.run))
+                .map_or(path.clone(), PathBuf::from)
+                .display()
+                .to_string()
+        };
+        let commit = ChunkCommit {
+            chunk: id,
+            attempt: self.attempt_number(),
+            output: spec.path,
+            ledger: kept.map(relative),
+            rows_out: file.rows,
+            bytes_out: file.bytes,
+            counts: vec![StepCounts { step: call.step.to_string(), counts: store_counts(&counts.outcomes) }],
+            payload: serde_json::to_vec(&counts).unwrap_or_default(),
+        };
+        match patiently!(self.durable.store.commit_chunk(&self.fence, &commit))? {
+            CommitResult::Committed | CommitResult::AlreadyCommitted { .. } => Ok(()),
+            CommitResult::Fenced => Err(Stop::Cancelled),
+        }
+    }
+}
+
+/// The run store's form of outcome counts.
+pub(super) fn store_counts(counts: &rowmill_step::OutcomeCounts) -> rowmill_store::OutcomeCounts {
+    rowmill_store::OutcomeCounts::from_array(rowmill_step::Outcome::ALL.map(|outcome| counts.get(outcome)))
+}

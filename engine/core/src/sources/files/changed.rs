@@ -1,0 +1,36 @@
+//! Whether files are still what they were when the workflow was compiled.
+
+use datafusion::execution::runtime_env::RuntimeEnv;
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+use object_store::ObjectStoreExt;
+
+use super::{CONCURRENCY, SourceFile};
+
+/// Looks at every file again and says of the first that is not what it was.
+pub async fn changed(files: &[SourceFile], runtime: &RuntimeEnv) -> Option<String> {
+    let looks: Vec<BoxFuture<'_, Option<String>>> = files.iter().map(|file| change_of(file, runtime)).collect();
+    let mut checks = futures::stream::iter(looks).buffered(CONCURRENCY);
+    while let Some(check) = checks.next().await {
+        if check.is_some() {
+            return check;
+        }
+    }
+    None
+}
+
+fn change_of<'a>(file: &'a SourceFile, runtime: &'a RuntimeEnv) -> BoxFuture<'a, Option<String>> {
+    async move {
+        let store = runtime.object_store(&file.store).ok()?;
+        match store.head(&file.meta.location).await {
+            Ok(now) => {
+                let same = now.size == file.meta.size
+                    && now.last_modified == file.meta.last_modified
+                    && now.e_tag == file.meta.e_tag;
+                (!same).then(|| format!("`/{}` was changed while it was read", file.meta.location))
+            }
+            Err(error) => Some(format!("`/{}` cannot be looked at again: {error}", file.meta.location)),
+        }
+    }
+    .boxed()
+}

@@ -1,0 +1,251 @@
+//! One group of items from its first attempt to its last: slots, limits, deadline, waits.
+
+use std::sync::Arc;
+
+use arrow::array::{RecordBatch, UInt32Array};
+use arrow::compute::take_record_batch;
+use rowmill_step::{
+    Failure, FailureCode, ItemBatch, ItemIds, ItemKeys, KeyDeriver, Sent, StepSession, Verdict, attempt, caught,
+};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::effects::ChunkLog;
+use crate::operator::{Scope, StepOperator, StopReason};
+use crate::replies::{all, broken, is_over};
+use crate::sessions::Slot;
+use crate::unit::{Loss, Piece, Rows, select_ids};
+
+/// A group on its way.
+pub(crate) struct Group {
+    pub(crate) unit: u64,
+    pub(crate) rows: Rows,
+    pub(crate) columns: RecordBatch,
+    pub(crate) ids: ItemIds,
+}
+
+/// What became of a group: every item is in exactly one of these.
+#[derive(Default)]
+pub(crate) struct Settled {
+    pub(crate) unit: u64,
+    /// Items that are ok, with or without rows.
+    pub(crate) ok: usize,
+    /// Whether those are ok without a call of their own.
+    pub(crate) cached: bool,
+    /// What is left to do of a unit that was probed, and who gets what another row gets.
+    pub(crate) left: Option<(Vec<u32>, Vec<(u32, u32)>)>,
+    pub(crate) pieces: Vec<Piece>,
+    pub(crate) losses: Vec<Loss>,
+}
+
+/// Items that go into one attempt.
+pub(crate) struct Work {
+    pub(crate) rows: Rows,
+    pub(crate) columns: RecordBatch,
+    pub(crate) keys: ItemKeys,
+    /// The next attempt, from 1.
+    pub(crate) attempt: u32,
+    /// When it is due; at once where there is nothing to wait for.
+    pub(crate) not_before: Option<Instant>,
+    /// When the first attempt began.
+    pub(crate) first: Option<Instant>,
+    /// No attempt after the next: set for halves of a group that had all of its attempts.
+    pub(crate) last: bool,
+}
+
+impl Work {
+    pub(crate) fn select(&self, indexes: &[u32], deriver: &Arc<KeyDeriver>) -> Result<Self, Failure> {
+        let columns = take_record_batch(&self.columns, &UInt32Array::from(indexes.to_vec())).map_err(broken)?;
+        let keys = ItemKeys::new(select_ids(self.keys.ids(), indexes), Arc::clone(deriver));
+        Ok(Self { rows: self.rows.select(indexes), columns, keys, ..*self })
+    }
+
+    pub(crate) fn slice(&self, offset: usize, length: usize) -> Self {
+        Self {
+            rows: self.rows.slice(offset, length),
+            columns: self.columns.slice(offset, length),
+            keys: self.keys.slice(offset, length),
+            ..*self
+        }
+    }
+}
+
+/// Brings a group to its end. A group that was cancelled leaves its items out: they are not settled.
+pub(crate) async fn settle(
+    operator: Arc<StepOperator>,
+    group: Group,
+    slot: Slot,
+    scope: Arc<Scope>,
+    cancel: Arc<CancellationToken>,
+) -> Settled {
+    let keys = ItemKeys::new(group.ids, Arc::clone(&operator.keys));
+    let settled = Settled { unit: group.unit, ..Settled::default() };
+    let mut next = Some(Work {
+        rows: group.rows,
+        columns: group.columns,
+        keys,
+        attempt: 1,
+        not_before: None,
+        first: None,
+        last: false,
+    });
+    let mut slot = Some(slot);
+    let mut settler = Settler { operator: &operator, scope: &scope, cancel, settled, open: Vec::new() };
+    while let Some(work) = next {
+        if let Some(due) = work.not_before
+            && due > Instant::now()
+        {
+            drop(slot.take());
+            let _waiting = scope.tally.waiting();
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => {}
+                () = settler.cancel.cancelled() => break,
+            }
+        }
+        let mut held = match slot.take() {
+            Some(held) => held,
+            None => tokio::select! {
+                held = operator.slots.take() => held,
+                () = settler.cancel.cancelled() => break,
+            },
+        };
+        match settler.try_once(work, &mut held).await {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(failure) => {
+                operator.stop(StopReason::Fatal { failure });
+                break;
+            }
+        }
+        slot = Some(held);
+        next = settler.due();
+        if next.is_some() && settler.cancel.is_cancelled() {
+            break;
+        }
+    }
+    settler.settled
+}
+
+pub(crate) struct Settler<'a> {
+    pub(crate) operator: &'a StepOperator,
+    pub(crate) scope: &'a Scope,
+    pub(crate) cancel: Arc<CancellationToken>,
+    pub(crate) settled: Settled,
+    /// What is not over yet.
+    pub(crate) open: Vec<Work>,
+}
+
+impl Settler<'_> {
+    /// What is due next, so that halves go on while others wait.
+    fn due(&mut self) -> Option<Work> {
+        let next = (0..self.open.len()).min_by_key(|at| self.open[*at].not_before)?;
+        Some(self.open.swap_remove(next))
+    }
+
+    /// One attempt. False when the run was cancelled; an error when the step cannot go on at all.
+    async fn try_once(&mut self, mut work: Work, slot: &mut Slot) -> Result<bool, Failure> {
+        let operator = self.operator;
+        let policy = &operator.policy;
+        let scope = self.scope;
+        let log = scope.log.as_ref().filter(|_| policy.effects.logged());
+        let mut batch = ItemBatch {
+            columns: work.columns.clone(),
+            keys: work.keys.clone(),
+            attempt: work.attempt,
+            deadline: None,
+            cancel: CancellationToken::clone(&self.cancel),
+        };
+        let mut admission = None;
+        if operator.is_limited() {
+            let cost = operator.executor.cost(&batch);
+            admission = Some(tokio::select! {
+                admission = operator.admit(cost) => admission,
+                () = self.cancel.cancelled() => return Ok(false),
+            });
+        }
+        if self.is_late(&work) {
+            // A wait for a slot or a limit was longer than it looked when the attempt was planned.
+            let failure = Failure::fixed(FailureCode::Timeout, "the deadline passed before the next attempt began");
+            self.failed_whole(work, failure.retryable(false).sent(Sent::Never), log, false)?;
+            return Ok(true);
+        }
+        let session = match slot.warm() {
+            Some(session) => Ok(session),
+            None => tokio::select! {
+                session = caught(operator.executor.open(&operator.context, &operator.shape), &operator.context) => session,
+                () = self.cancel.cancelled() => return Ok(false),
+            },
+        };
+        let (result, opened) = match session {
+            Err(failure) => (Err(failure.sent(Sent::Never)), false),
+            Ok(mut session) => {
+                if let Some(log) = log
+                    && !self.announce(log, &work).await?
+                {
+                    slot.keep(session);
+                    return Ok(false);
+                }
+                let now = Instant::now();
+                let first = *work.first.get_or_insert(now);
+                let ends = [policy.timeout.map(|time| now + time), policy.deadline.map(|time| first + time)];
+                batch.deadline = ends.into_iter().flatten().min();
+                scope.tally.attempted(work.attempt);
+                let _flying = scope.tally.flying();
+                let open: &mut dyn StepSession = session.as_mut();
+                let made = attempt(open, batch, &operator.context, &operator.shape, operator.cardinality()).await;
+                if made.usable {
+                    slot.keep(session);
+                }
+                (made.result, true)
+            }
+        };
+        if let Some(admission) = admission {
+            admission.finish(result.as_ref().err());
+        }
+        match result {
+            Ok(reply) => self.replied(work, reply, log)?,
+            Err(failure) => {
+                let stops = failure.code() == FailureCode::Setup
+                    || (failure.code() == FailureCode::Internal && failure.how_far() == Sent::Never);
+                let cancelled = failure.code() == FailureCode::Cancelled && self.cancel.is_cancelled();
+                if !stops && !cancelled {
+                    self.failed_whole(work, failure, log, opened)?;
+                    return Ok(true);
+                }
+                // The items are left as they are, unless the call may have had its effect.
+                if failure.verdict(policy.effects) == Verdict::Unknown || is_over(&failure, policy.effects) {
+                    self.all_lost(&work, &failure, log)?;
+                } else {
+                    self.withdraw(log, &failure, all(&work.keys))?;
+                }
+                return if stops { Err(failure) } else { Ok(false) };
+            }
+        }
+        Ok(true)
+    }
+
+    /// Announces the calls of a `once` step, and waits for a log that cannot keep up. False when the run was cancelled.
+    async fn announce(&self, log: &ChunkLog, work: &Work) -> Result<bool, Failure> {
+        tokio::select! {
+            biased;
+            () = log.room() => {}
+            () = self.cancel.cancelled() => return Ok(false),
+        }
+        if !self.operator.policy.effects.intent_first() {
+            return Ok(true);
+        }
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => {}
+            announced = log.intend(all(&work.keys)) => {
+                announced?;
+                if !self.cancel.is_cancelled() {
+                    return Ok(true);
+                }
+            }
+        }
+        // It was not sent, and the log should not say that it may have been.
+        log.withdraw(all(&work.keys))?;
+        Ok(false)
+    }
+}

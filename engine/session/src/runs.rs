@@ -1,0 +1,294 @@
+//! Durable runs of a session: start, go on, look into, cancel, clear away.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rowmill_engine::compile::Inputs;
+use rowmill_engine::durable::{self, CHUNK_ROWS, Durable, Task, inputs_of, inspect, read_payload, store_report};
+use rowmill_engine::local::{Observer, RunError, RunReport};
+use rowmill_engine::sql::SqlContext;
+use rowmill_spec::{Diagnostic, Diagnostics, Fault, Workflow};
+use rowmill_store::{
+    CancelResult, Owner, Page, PageRequest, PostgresOptions, Retention, Run, RunCursor, RunEvent, RunFilter, RunId,
+    Scope, SqliteOptions, Stage, open_postgres, open_sqlite,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::Session;
+
+/// Where durable runs live.
+#[derive(Debug, Clone)]
+pub struct RunsOptions {
+    /// The folder of chunks and ledgers, and of the SQLite store.
+    pub folder: PathBuf,
+    /// The URL of a PostgreSQL store; SQLite where absent.
+    pub postgres: Option<String>,
+    /// Whether the store is made if it is not there.
+    pub create: bool,
+    /// Rows of a chunk; the engine's choice where absent.
+    pub chunk_rows: Option<usize>,
+    /// How long a run stays ours without a renewal.
+    pub lease: Duration,
+}
+
+impl RunsOptions {
+    /// Runs in a folder, with a SQLite store.
+    pub fn folder(folder: impl Into<PathBuf>) -> Self {
+        RunsOptions {
+            folder: folder.into(),
+            postgres: None,
+            create: true,
+            chunk_rows: None,
+            lease: Duration::from_secs(30),
+        }
+    }
+}
+
+/// The durable runs of one store.
+#[derive(Debug, Clone)]
+pub struct Runs {
+    session: Session,
+    durable: Arc<Durable>,
+}
+
+/// What was removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Runs whose files and records went.
+    pub runs: u64,
+    /// Bytes of files.
+    pub bytes: u64,
+}
+
+fn refuse(error: &rowmill_store::Error) -> Diagnostics {
+    Diagnostics { reports: vec![store_report(error)], ..Diagnostics::default() }
+}
+
+fn one(report: Diagnostic) -> Diagnostics {
+    Diagnostics { reports: vec![report], ..Diagnostics::default() }
+}
+
+impl Session {
+    /// Opens the store of durable runs.
+    ///
+    /// # Errors
+    /// When it cannot be opened, or is not there and is not to be made.
+    pub async fn runs(&self, options: RunsOptions) -> Result<Runs, Diagnostics> {
+        let folder = std::path::absolute(&options.folder).unwrap_or_else(|_| options.folder.clone());
+        let store = match options.postgres {
+            Some(url) => open_postgres(PostgresOptions::url(url)).await,
+            None => {
+                let path = folder.join("runs.db");
+                if !options.create && !path.exists() {
+                    return Err(one(Diagnostic::error(
+                        "RM0807",
+                        format!("there are no durable runs in {}", folder.display()),
+                    )
+                    .help("`rowmill run --durable` makes the first one; `state.dir` says where they live")));
+                }
+                if let Err(error) = std::fs::create_dir_all(&folder) {
+                    let report = Diagnostic::error("RM0808", format!("{}: {error}", folder.display()));
+                    return Err(one(report.fault(Fault::Environment).help("`state.dir` says where durable runs live")));
+                }
+                open_sqlite(SqliteOptions { create: options.create, ..SqliteOptions::file(path) }).await
+            }
+        };
+        let durable = Durable {
+            store: store.map_err(|error| refuse(&error))?,
+            folder,
+            chunk_rows: options.chunk_rows.unwrap_or(CHUNK_ROWS),
+            chunks_in_flight: 4,
+            lease: options.lease,
+            owner: Owner::new(format!("process {}", std::process::id())),
+            actor: std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned()),
+        };
+        Ok(Runs { session: self.clone(), durable: Arc::new(durable) })
+    }
+}
+
+impl Runs {
+    /// Runs the workflow that was read from `path`, durably. `started` hears the run's id before anything else
+    /// happens.
+    ///
+    /// # Errors
+    /// As [`durable::run`].
+    pub async fn run(
+        &self,
+        path: &Path,
+        workflow: Arc<Workflow>,
+        inputs: &Inputs,
+        cancel: &CancellationToken,
+        observer: &dyn Observer,
+        started: impl FnOnce(RunId) + Send,
+    ) -> Result<RunReport, RunError> {
+        let text = crate::load::read_text(path)?;
+        let run = RunId::new();
+        started(run);
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let task = Task::New { run, text: &text, path };
+        durable::run(self.session.engine(), &self.durable, workflow, inputs, task, cancel, observer).await
+    }
+
+    /// Goes on with a run. With `restart` nothing of it is used but its workflow and parameters: a new run is made,
+    /// from the workflow's file as it is now.
+    ///
+    /// # Errors
+    /// As [`durable::run`]; also when the workflow's file is not what it was when the run began.
+    pub async fn resume(
+        &self,
+        run: RunId,
+        steal: bool,
+        restart: bool,
+        cancel: &CancellationToken,
+        observer: &dyn Observer,
+        started: impl FnOnce(RunId) + Send,
+    ) -> Result<RunReport, RunError> {
+        let found = self.find(run).await?;
+        let payload = read_payload(&found).map_err(one)?;
+        let stored = self.durable.store.workflow_text(&Scope::all(), run).await.map_err(|error| refuse(&error))?;
+        let now = crate::load::read_text(&payload.path);
+        if !restart && now.as_ref().is_ok_and(|now| *now != stored) {
+            return Err(one(Diagnostic::error(
+                "RM0802",
+                format!("run {run} cannot go on: {} changed since it began", payload.path.display()),
+            )
+            .help("put the file back, or start over with what it says now: `rowmill resume --restart`"))
+            .into());
+        }
+        let text = if restart { now? } else { stored };
+        let workflow = Arc::new(rowmill_spec::parse(&payload.path.display().to_string(), &text)?);
+        let inputs = inputs_of(&workflow, &payload).map_err(one)?;
+        if restart {
+            return self.run(&payload.path, workflow, &inputs, cancel, observer, started).await;
+        }
+        started(run);
+        let task = Task::Resume { run, steal };
+        durable::run(self.session.engine(), &self.durable, workflow, &inputs, task, cancel, observer).await
+    }
+
+    /// A run.
+    ///
+    /// # Errors
+    /// When there is none of this id.
+    pub async fn find(&self, run: RunId) -> Result<Run, Diagnostics> {
+        self.durable.store.run(&Scope::all(), run).await.map_err(|error| refuse(&error))
+    }
+
+    /// The run that a person means: its id, the beginning of one, or `last`.
+    ///
+    /// # Errors
+    /// When none or several fit.
+    pub async fn named(&self, name: &str) -> Result<RunId, Diagnostics> {
+        if let Ok(run) = name.parse::<RunId>() {
+            return Ok(run);
+        }
+        let page = self.list(RunFilter::default(), &PageRequest::first(1000)).await?;
+        let mut fitting = page.items.iter().filter(|run| name == "last" || run.id.to_string().starts_with(name));
+        let refuse = |message: String| {
+            one(Diagnostic::error("RM0807", message).help("`rowmill runs` lists the runs; `last` means the newest"))
+        };
+        match (fitting.next(), fitting.next()) {
+            (Some(run), None) => Ok(run.id),
+            (Some(run), Some(_)) if name == "last" => Ok(run.id),
+            (Some(_), Some(_)) => Err(refuse(format!("several runs begin with `{name}`"))),
+            (None, _) => Err(refuse(format!("there is no run `{name}`"))),
+        }
+    }
+
+    /// Runs from new to old.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn list(
+        &self,
+        filter: RunFilter,
+        page: &PageRequest<RunCursor>,
+    ) -> Result<Page<Run, RunCursor>, Diagnostics> {
+        self.durable.store.runs(&filter, page).await.map_err(|error| refuse(&error))
+    }
+
+    /// The stages of a run's newest version.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn stages(&self, run: &Run) -> Result<Vec<Stage>, Diagnostics> {
+        self.durable.store.stages(run.id, run.version).await.map_err(|error| refuse(&error))
+    }
+
+    /// What happened to a run.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn events(&self, run: RunId) -> Result<Vec<RunEvent>, Diagnostics> {
+        let page = self.durable.store.events(run, &PageRequest::first(10_000)).await;
+        page.map(|page| page.items).map_err(|error| refuse(&error))
+    }
+
+    /// Asks for a run to be cancelled; whoever works on it hears it when it renews its lease.
+    ///
+    /// # Errors
+    /// When there is no such run.
+    pub async fn cancel(&self, run: RunId, reason: Option<&str>) -> Result<CancelResult, Diagnostics> {
+        let answer = self.durable.store.request_cancel(&Scope::all(), run, &self.durable.actor, reason).await;
+        answer.map_err(|error| refuse(&error))
+    }
+
+    /// SQL in which `items` is the table of a run's items that are not simply ok.
+    ///
+    /// # Errors
+    /// When there is no such run, or its ledgers cannot be read.
+    pub async fn items(&self, run: RunId) -> Result<SqlContext, Diagnostics> {
+        let batches = inspect::items(&self.durable, run).await.map_err(one)?;
+        let context = self.session.sql_context();
+        context.register("items", inspect::items_schema(), batches).map_err(|error| Session::report(&error))?;
+        Ok(context)
+    }
+
+    /// Removes the files and the records of runs that ended at least `age` ago. Runs that can go on are left alone.
+    ///
+    /// # Errors
+    /// When the store or a folder cannot be changed.
+    pub async fn collect(&self, age: Duration, dry: bool) -> Result<Collected, Diagnostics> {
+        let store = &self.durable.store;
+        let mut collected = Collected::default();
+        loop {
+            let runs = store.collectable(Retention::Audit, age, 1000).await.map_err(|error| refuse(&error))?;
+            for run in &runs {
+                let folder = self.durable.folder_of(*run);
+                collected.bytes += bytes_below(&folder);
+                collected.runs += 1;
+                if dry {
+                    continue;
+                }
+                let ours = store.begin_collection(*run, Retention::Audit, age).await.map_err(|error| refuse(&error))?;
+                if !ours {
+                    continue;
+                }
+                match std::fs::remove_dir_all(&folder) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        let report = Diagnostic::error("RM0703", format!("{}: {error}", folder.display()));
+                        return Err(one(report.fault(Fault::Environment).help("remove it, and collect again")));
+                    }
+                    _ => {}
+                }
+                store.end_collection(*run, Retention::Audit).await.map_err(|error| refuse(&error))?;
+            }
+            if dry || runs.len() < 1000 {
+                return Ok(collected);
+            }
+        }
+    }
+}
+
+fn bytes_below(folder: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    entries
+        .flatten()
+        .map(|entry| match entry.metadata() {
+            Ok(meta) if meta.is_dir() => bytes_below(&entry.path()),
+            Ok(meta) => meta.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}

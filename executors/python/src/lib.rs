@@ -1,0 +1,29 @@
+//! The `python` step in worker processes: functions of the user's, called by `rowmill/_worker.py`, fed over pipes.
+//!
+//! Each slot of the step owns one process. Both directions carry frames:
+//! ```text
+//!  "RMW1" │ length of the head, u32 │ length of the body, u64 │ head: JSON │ body
+//! ```
+//! | direction | head | body |
+//! |---|---|---|
+//! | → first | `{"function", "kind", "what", "flavors", "many", "in_flight", "sys_path", "pickle_bytes"}` | the schema of the answer as an Arrow IPC stream, then the pickle |
+//! | ← | `{"ready": true}`, or `{"failed": {...}}` where the function cannot be loaded | |
+//! | → group | `{"rows"}` | an Arrow IPC stream of one batch |
+//! | ← | `{"failures": [[row, {"type", "message", "traceback", "retryable"}]]}`, or `{"failed": {...}}` | an Arrow IPC stream of one batch, with a first column `__row` where not every item has exactly one row |
+//!
+//! Numbers are little-endian. Frames go over the process's standard input and output, which the worker takes away from
+//! the user's code: what that prints goes to standard error, and from there to the user.
+//!
+//! A function that is called row by row and has effects `once` is sent one item at a time, so that when the process
+//! dies it is known which item it was about, and that the ones after it never left. Otherwise a group goes whole, and
+//! the engine bisects.
+
+mod options;
+mod process;
+mod session;
+mod spawner;
+mod step;
+mod wire;
+
+pub use options::{Function, Kind, Limits, OptionsError, Output, PythonOptions, Worker};
+pub use step::PythonStep;

@@ -1,0 +1,302 @@
+//! One slot: a worker process, and what becomes of items when it dies, hangs or talks nonsense.
+
+use std::sync::Arc;
+
+use arrow::array::{Array as _, ArrayRef, AsArray as _, RecordBatch};
+use arrow::compute::{CastOptions, cast_with_options, concat_batches};
+use arrow::datatypes::{SchemaRef, UInt32Type};
+use async_trait::async_trait;
+use rowmill_step::{
+    BatchReply, Cardinality, Effects, Failure, FailureCode, ItemBatch, Sent, StepContext, StepSession, StepShape, Usage,
+};
+use serde_json::{Value as Json, json};
+use tokio::io::AsyncWriteExt as _;
+use tokio::time::Instant;
+
+use crate::options::{Function, PythonOptions};
+use crate::process::Process;
+use crate::wire::{Broken, decode, encode, encode_schema, frame, plain_schema, read_frame};
+
+/// In an answer: the item that each row belongs to.
+const ROW: &str = "__row";
+
+/// One slot.
+pub(crate) struct PythonSession {
+    options: Arc<PythonOptions>,
+    context: StepContext,
+    shape: StepShape,
+    /// The columns as they are sent.
+    sent: SchemaRef,
+    /// The process, taken out while a group is worked on: whoever drops that work drops, and so kills, the process.
+    idle: Option<Process>,
+}
+
+/// When a conversation must be over.
+struct Patience<'a> {
+    until: Option<(Instant, bool)>,
+    cancel: &'a tokio_util::sync::CancellationToken,
+}
+
+impl PythonSession {
+    /// Starts the process and has it load the function, so that what cannot be loaded is found before any item is
+    /// touched.
+    pub(crate) async fn open(
+        options: Arc<PythonOptions>,
+        context: StepContext,
+        shape: StepShape,
+    ) -> Result<Self, Failure> {
+        let sent = plain_schema(&shape.input);
+        let mut session = Self { options, context, shape, sent, idle: None };
+        session.idle = Some(session.start().await?);
+        Ok(session)
+    }
+
+    async fn start(&self) -> Result<Process, Failure> {
+        let options = &self.options;
+        let mut process = Process::start(options, &self.context).await?;
+        let internal = |error: String| self.context.failure(FailureCode::Internal, error).sent(Sent::Never);
+        let schema = encode_schema(&plain_schema(&self.shape.output)).map_err(|error| internal(error.to_string()))?;
+        let (name, pickle): (Json, &[u8]) = match &options.function {
+            Function::Named(name) => (json!(name), &[]),
+            Function::Pickled(bytes) => (Json::Null, bytes),
+        };
+        let head = json!({
+            "function": name,
+            "kind": options.kind.as_str(),
+            "what": options.what,
+            "flavors": options.flavors,
+            "many": options.many,
+            "in_flight": options.in_flight,
+            "sys_path": options.sys_path,
+            "pickle_bytes": pickle.len(),
+        });
+        let body = [schema.as_slice(), pickle].concat();
+        let patience =
+            Patience { until: Some((Instant::now() + options.start_timeout, true)), cancel: &self.context.cancel };
+        match converse(&mut process, &frame(&head, &body), options.max_answer_bytes, &patience).await {
+            Ok((head, _)) if head["ready"] == true => Ok(process),
+            Ok((head, _)) => {
+                let failure = self.raised(&head["failed"], FailureCode::Setup);
+                Err(failure.sent(Sent::Never))
+            }
+            Err(broken) => Err(self.failure(process, broken, "while it loaded the function").await.sent(Sent::Never)),
+        }
+    }
+
+    /// A failure of what the worker says was raised.
+    fn raised(&self, raised: &Json, code: FailureCode) -> Failure {
+        let text = |key: &str| raised[key].as_str().unwrap_or_default();
+        let message = match (text("type"), text("message")) {
+            ("", "") => "the function failed".to_owned(),
+            (kind, "") => kind.to_owned(),
+            (kind, message) => format!("{kind}: {message}"),
+        };
+        let redactor = &self.context.redactor;
+        let failure = Failure::new(code, message, redactor).field("traceback", text("traceback"), redactor);
+        failure.retryable(raised["retryable"] == true).sent(Sent::Answered)
+    }
+
+    /// Ends a process with which the conversation broke, and says what that means for the items it was about.
+    async fn failure(&self, process: Process, broken: Broken, when: &str) -> Failure {
+        let (code, message) = match broken {
+            Broken::Cancelled => {
+                // Nobody waits for last words.
+                drop(process);
+                return Failure::fixed(FailureCode::Cancelled, "cancelled while the function worked on it");
+            }
+            Broken::Deadline | Broken::Silent => {
+                drop(process);
+                let message = format!("no answer in time {when}; the process was killed");
+                return self.context.failure(FailureCode::Timeout, message);
+            }
+            Broken::Ended => (FailureCode::Crashed, None),
+            Broken::Nonsense(text) => (FailureCode::Decode, Some(text)),
+            Broken::TooLarge(cap) => (FailureCode::TooLarge, Some(format!("the answer is larger than {cap} bytes"))),
+        };
+        let (how, printed) = process.post_mortem().await;
+        let message = message.unwrap_or_else(|| format!("the worker process died {when}: {how}"));
+        let redactor = &self.context.redactor;
+        let failure = Failure::new(code, message, redactor);
+        if printed.is_empty() { failure } else { failure.field("stderr", printed, redactor) }
+    }
+
+    /// Sends a group and reads the answer; a process with which that broke is gone.
+    async fn group(&mut self, batch: &ItemBatch, usage: &mut Usage) -> Result<BatchReply, Failure> {
+        let mut process = match self.idle.take() {
+            Some(process) => process,
+            None => self.start().await?,
+        };
+        let unsent = |error: arrow::error::ArrowError| {
+            self.context.failure(FailureCode::BadInput, error.to_string()).sent(Sent::Never)
+        };
+        let body = encode(&batch.columns, &self.sent).map_err(unsent)?;
+        let bytes = frame(&json!({"rows": batch.rows()}), &body);
+        usage.calls += 1;
+        usage.sent_bytes += bytes.len() as u64;
+        let silent = self.options.group_timeout.map(|timeout| (Instant::now() + timeout, true));
+        let deadline = batch.deadline.map(|deadline| (deadline, false));
+        let until = silent.into_iter().chain(deadline).min_by_key(|(at, _)| *at);
+        let patience = Patience { until, cancel: &batch.cancel };
+        let answer = converse(&mut process, &bytes, self.options.max_answer_bytes, &patience).await;
+        let (head, body) = match answer {
+            Ok(answer) => answer,
+            Err(broken) => return Err(self.failure(process, broken, "while it worked on this item").await),
+        };
+        usage.received_bytes += body.len() as u64;
+        if !head["failed"].is_null() {
+            // The function raised for the group as a whole: which of its items had their effects is not known.
+            self.idle = Some(process);
+            return Err(self.raised(&head["failed"], FailureCode::Rejected).sent(Sent::Maybe));
+        }
+        match decode(body) {
+            Ok(output) => match self.assemble(&head, &output, batch.rows()) {
+                Ok(reply) => {
+                    self.idle = Some(process);
+                    Ok(reply)
+                }
+                // Who breaks the rules once is not trusted with the next group.
+                Err(text) => Err(self.context.failure(FailureCode::Decode, text).sent(Sent::Answered)),
+            },
+            Err(broken) => Err(self.failure(process, broken, "while it answered").await.sent(Sent::Answered)),
+        }
+    }
+
+    /// Takes the declared columns, the failures and the owners out of an answer.
+    fn assemble(&self, head: &Json, answer: &RecordBatch, items: usize) -> Result<BatchReply, String> {
+        let mut failures = Vec::new();
+        for entry in head["failures"].as_array().into_iter().flatten() {
+            let row = entry[0].as_u64().and_then(|row| u32::try_from(row).ok()).ok_or("a failure of no item")?;
+            failures.push((row, self.raised(&entry[1], FailureCode::Rejected)));
+        }
+        failures.sort_by_key(|(row, _)| *row);
+        let owners: Option<Vec<u32>> = match answer.column_by_name(ROW) {
+            Some(rows) => {
+                let rows = rows.as_primitive_opt::<UInt32Type>().ok_or("`__row` is no uint32")?;
+                Some(rows.values().to_vec())
+            }
+            None => None,
+        };
+        let columns = self.shape.output.fields().iter().map(|field| {
+            let column = answer.column_by_name(field.name());
+            let column = column.ok_or_else(|| format!("the answer has no column `{}`", field.name()))?;
+            strict_cast(column, field.data_type(), field.name())
+        });
+        let columns = columns.collect::<Result<Vec<_>, String>>()?;
+        let output = RecordBatch::try_new(self.shape.output.clone(), columns).map_err(|error| error.to_string())?;
+        let source_rows = match (self.options.kind.cardinality(), owners) {
+            (Cardinality::FanOut, Some(owners)) => Some(owners),
+            (Cardinality::FanOut, None) => return Err("the answer does not say whose its rows are".to_owned()),
+            (Cardinality::OneToOne, _) if output.num_rows() + failures.len() == items => None,
+            (Cardinality::OneToOne, _) => {
+                return Err(format!(
+                    "the answer has {} rows and {} failures for {items} items",
+                    output.num_rows(),
+                    failures.len()
+                ));
+            }
+        };
+        Ok(BatchReply { output, source_rows, skipped: Vec::new(), failures, usage: Usage::default() })
+    }
+
+    /// Sends items one at a time: when the process dies it is known which item it was about.
+    async fn one_by_one(&mut self, batch: &ItemBatch) -> Result<BatchReply, Failure> {
+        let fans_out = self.options.kind.cardinality() == Cardinality::FanOut;
+        let mut usage = Usage::default();
+        let (mut outputs, mut owners, mut failures) = (Vec::new(), Vec::new(), Vec::new());
+        for item in 0..batch.rows() {
+            let row = item as u32;
+            match self.group(&batch.slice(item, 1), &mut usage).await {
+                Ok(reply) => {
+                    failures.extend(reply.failures.into_iter().map(|(_, failure)| (row, failure)));
+                    owners.extend(std::iter::repeat_n(row, reply.output.num_rows()));
+                    outputs.push(reply.output);
+                }
+                // What was answered before stays answered; the rest of the group never left.
+                Err(failure) => failures.push((row, failure)),
+            }
+            let over = batch.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            if over || batch.cancel.is_cancelled() {
+                let (code, text) = match over {
+                    true => (FailureCode::Timeout, "its group's time was over before it was sent"),
+                    false => (FailureCode::Cancelled, "cancelled before it was sent"),
+                };
+                let rest = (row + 1)..batch.rows() as u32;
+                failures.extend(rest.map(|row| (row, Failure::fixed(code, text).sent(Sent::Never))));
+                break;
+            }
+        }
+        let schema = self.shape.output.clone();
+        let output = concat_batches(&schema, &outputs)
+            .map_err(|error| self.context.failure(FailureCode::Internal, error.to_string()))?;
+        let source_rows = fans_out.then_some(owners);
+        Ok(BatchReply { output, source_rows, skipped: Vec::new(), failures, usage })
+    }
+}
+
+fn strict_cast(column: &ArrayRef, kind: &arrow::datatypes::DataType, name: &str) -> Result<ArrayRef, String> {
+    if column.data_type() == kind {
+        return Ok(column.clone());
+    }
+    let strict = CastOptions { safe: false, ..CastOptions::default() };
+    cast_with_options(column, kind, &strict)
+        .map_err(|error| format!("column `{name}` is a {} and not a {kind}: {error}", column.data_type()))
+}
+
+/// Sends a frame and waits for the one that answers it.
+async fn converse(
+    process: &mut Process,
+    bytes: &[u8],
+    cap: usize,
+    patience: &Patience<'_>,
+) -> Result<(Json, Vec<u8>), Broken> {
+    let Process { stdin, stdout, watch, .. } = process;
+    let write = async {
+        if let Some(stdin) = stdin.as_mut() {
+            // A process that stopped reading shows in its output, which is where it is looked at.
+            let _ = stdin.write_all(bytes).await;
+            let _ = stdin.flush().await;
+        }
+        std::future::pending::<Broken>().await
+    };
+    let clock = async {
+        match patience.until {
+            Some((at, silent)) => {
+                tokio::time::sleep_until(at).await;
+                if silent { Broken::Silent } else { Broken::Deadline }
+            }
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        answer = read_frame(stdout, cap) => answer,
+        broken = write => Err(broken),
+        broken = watch.kill_group_when_dead() => Err(broken),
+        () = patience.cancel.cancelled() => Err(Broken::Cancelled),
+        broken = clock => Err(broken),
+    }
+}
+
+#[async_trait]
+impl StepSession for PythonSession {
+    async fn execute(&mut self, batch: ItemBatch) -> Result<BatchReply, Failure> {
+        if batch.rows() == 0 {
+            let output = RecordBatch::new_empty(self.shape.output.clone());
+            let source_rows = (self.options.kind.cardinality() == Cardinality::FanOut).then(Vec::new);
+            return Ok(BatchReply { source_rows, ..BatchReply::all_ok(output) });
+        }
+        if self.options.effects == Effects::Once && self.options.kind.one_by_one() {
+            return self.one_by_one(&batch).await;
+        }
+        let mut usage = Usage::default();
+        let reply = self.group(&batch, &mut usage).await?;
+        Ok(BatchReply { usage, ..reply })
+    }
+
+    async fn close(mut self: Box<Self>) -> Result<(), Failure> {
+        match self.idle.take() {
+            Some(process) => process.close(&self.context).await,
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The executor: a Python step as the engine sees it.
+
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, SchemaRef};
+use async_trait::async_trait;
+use rowmill_step::{
+    CallCost, Failure, FailureCode, FingerprintBuilder, ItemBatch, Sent, StepContext, StepDescription, StepExecutor,
+    StepSession, StepShape,
+};
+
+use crate::options::{Function, OptionsError, PythonOptions};
+use crate::session::PythonSession;
+
+/// A Python step, checked. Each session owns one worker process.
+#[derive(Debug)]
+pub struct PythonStep {
+    options: Arc<PythonOptions>,
+    description: StepDescription,
+}
+
+impl PythonStep {
+    /// Checks the options.
+    ///
+    /// # Errors
+    /// The first option that is wrong, by name.
+    pub fn try_new(options: PythonOptions) -> Result<Self, OptionsError> {
+        options.check()?;
+        let mut fingerprint = FingerprintBuilder::new("python", 1)
+            .field("kind", options.kind.as_str())
+            .field("many", options.many.to_string())
+            .field("source", options.source.as_deref().unwrap_or_default());
+        fingerprint = match &options.function {
+            Function::Named(name) => fingerprint.field("function", name),
+            Function::Pickled(bytes) => fingerprint.field("pickle", bytes),
+        };
+        for name in options.reads.iter().chain(&options.flavors) {
+            fingerprint = fingerprint.field("reads", name);
+        }
+        for field in options.output.fields() {
+            fingerprint =
+                fingerprint.field("output", format!("{} {} {}", field.name(), field.data_type(), field.is_nullable()));
+        }
+        let description = StepDescription {
+            kind: "python",
+            summary: match &options.function {
+                Function::Named(name) => name.clone(),
+                Function::Pickled(_) => options.what.clone(),
+            },
+            reads: options.reads.clone(),
+            effects: options.effects,
+            cardinality: options.kind.cardinality(),
+            target: options.target,
+            connections: Vec::new(),
+            fingerprint: fingerprint.finish(),
+        };
+        Ok(Self { options: Arc::new(options), description })
+    }
+}
+
+#[async_trait]
+impl StepExecutor for PythonStep {
+    fn describe(&self) -> &StepDescription {
+        &self.description
+    }
+
+    async fn output_schema(&self, input: &SchemaRef, context: &StepContext) -> Result<SchemaRef, Failure> {
+        let wrong = |message: String| Err(context.failure(FailureCode::Setup, message).sent(Sent::Never));
+        let came: Vec<_> = input.fields().iter().map(|field| field.name().as_str()).collect();
+        if came != self.options.reads {
+            return wrong(format!("the step reads columns {:?}, {came:?} came", self.options.reads));
+        }
+        for field in input.fields() {
+            if matches!(field.data_type(), DataType::RunEndEncoded(..)) {
+                return wrong(format!("column `{}` is a {}, which no function gets", field.name(), field.data_type()));
+            }
+        }
+        Ok(self.options.output.clone())
+    }
+
+    async fn open(&self, context: &StepContext, shape: &StepShape) -> Result<Box<dyn StepSession>, Failure> {
+        Ok(Box::new(PythonSession::open(self.options.clone(), context.clone(), shape.clone()).await?))
+    }
+
+    fn cost(&self, batch: &ItemBatch) -> CallCost {
+        CallCost { requests: u32::try_from(batch.rows()).unwrap_or(u32::MAX), tokens: 0 }
+    }
+}

@@ -1,0 +1,126 @@
+//! Frames, and the Arrow IPC streams in them. The other side is a process that may die, so every length is checked
+//! before anything is allocated, and decoding runs with panics caught.
+
+use std::io::Cursor;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::error::ArrowError;
+use arrow::ipc::reader::StreamReader;
+use arrow::ipc::writer::StreamWriter;
+use serde_json::Value as Json;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+
+const MAGIC: &[u8; 4] = b"RMW1";
+const PREFIX: usize = 16;
+/// A head holds failures with their tracebacks.
+const MAX_HEAD_BYTES: usize = 64 << 20;
+
+/// How a conversation ended before it was over.
+#[derive(Debug)]
+pub(crate) enum Broken {
+    /// The output ended: the process died.
+    Ended,
+    /// It took too long.
+    Silent,
+    /// The group's deadline passed.
+    Deadline,
+    /// The run was cancelled.
+    Cancelled,
+    /// What came is no answer.
+    Nonsense(String),
+    /// What came is larger than allowed.
+    TooLarge(usize),
+}
+
+/// A frame's bytes.
+pub(crate) fn frame(head: &Json, body: &[u8]) -> Vec<u8> {
+    let head = head.to_string();
+    let mut bytes = Vec::with_capacity(PREFIX + head.len() + body.len());
+    bytes.extend_from_slice(MAGIC);
+    bytes.extend_from_slice(&(head.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(&(body.len() as u64).to_le_bytes());
+    bytes.extend_from_slice(head.as_bytes());
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+/// Reads one frame: its head and its body.
+pub(crate) async fn read_frame(from: &mut (impl AsyncRead + Unpin), cap: usize) -> Result<(Json, Vec<u8>), Broken> {
+    let mut prefix = [0u8; PREFIX];
+    from.read_exact(&mut prefix).await.map_err(|_| Broken::Ended)?;
+    let (magic, lengths) = prefix.split_at(4);
+    if magic != MAGIC {
+        return Err(Broken::Nonsense(format!("its answer begins with {:?}", String::from_utf8_lossy(&prefix))));
+    }
+    let (head, body) = lengths.split_at(4);
+    let head = u32::from_le_bytes(head.try_into().unwrap_or_default()) as usize;
+    let body = u64::from_le_bytes(body.try_into().unwrap_or_default());
+    let body = usize::try_from(body).ok().filter(|body| *body <= cap).ok_or(Broken::TooLarge(cap))?;
+    if head > MAX_HEAD_BYTES {
+        return Err(Broken::TooLarge(MAX_HEAD_BYTES));
+    }
+    let mut text = vec![0u8; head];
+    from.read_exact(&mut text).await.map_err(|_| Broken::Ended)?;
+    let mut bytes = vec![0u8; body];
+    from.read_exact(&mut bytes).await.map_err(|_| Broken::Ended)?;
+    let head = serde_json::from_slice(&text).map_err(|error| Broken::Nonsense(format!("its answer: {error}")))?;
+    Ok((head, bytes))
+}
+
+/// The type that goes over the wire: encodings that not every version of pyarrow knows become plain ones.
+fn plain(kind: &DataType) -> DataType {
+    match kind {
+        DataType::Utf8View => DataType::Utf8,
+        DataType::BinaryView => DataType::Binary,
+        DataType::Dictionary(_, value) => plain(value),
+        other => other.clone(),
+    }
+}
+
+/// The schema as it is sent.
+pub(crate) fn plain_schema(schema: &Schema) -> SchemaRef {
+    let fields: Vec<Field> = schema
+        .fields()
+        .iter()
+        .map(|field| Field::new(field.name(), plain(field.data_type()), field.is_nullable()))
+        .collect();
+    Arc::new(Schema::new(fields))
+}
+
+/// A batch as an IPC stream.
+pub(crate) fn encode(batch: &RecordBatch, schema: &SchemaRef) -> Result<Vec<u8>, ArrowError> {
+    let columns = batch.columns().iter().zip(schema.fields()).map(|(column, field)| {
+        if column.data_type() == field.data_type() { Ok(column.clone()) } else { cast(column, field.data_type()) }
+    });
+    let columns: Vec<ArrayRef> = columns.collect::<Result<_, _>>()?;
+    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    let batch = RecordBatch::try_new_with_options(schema.clone(), columns, &options)?;
+    let mut writer = StreamWriter::try_new(Vec::with_capacity(batch.get_array_memory_size() + 1024), schema)?;
+    writer.write(&batch)?;
+    writer.finish()?;
+    writer.into_inner()
+}
+
+/// A schema as an IPC stream without batches.
+pub(crate) fn encode_schema(schema: &SchemaRef) -> Result<Vec<u8>, ArrowError> {
+    let mut writer = StreamWriter::try_new(Vec::new(), schema)?;
+    writer.finish()?;
+    writer.into_inner()
+}
+
+/// The one batch of an IPC stream.
+pub(crate) fn decode(bytes: Vec<u8>) -> Result<RecordBatch, Broken> {
+    let decoded = std::panic::catch_unwind(AssertUnwindSafe(|| -> Result<Option<RecordBatch>, ArrowError> {
+        StreamReader::try_new(Cursor::new(bytes), None)?.next().transpose()
+    }));
+    match decoded {
+        Ok(Ok(Some(batch))) => Ok(batch),
+        Ok(Ok(None)) => Err(Broken::Nonsense("its answer holds no batch".to_owned())),
+        Ok(Err(error)) => Err(Broken::Nonsense(format!("its answer: {error}"))),
+        Err(_) => Err(Broken::Nonsense("its answer is a broken Arrow stream".to_owned())),
+    }
+}

@@ -1,0 +1,61 @@
+//! The engine that every frame of the process shares.
+
+use std::sync::Arc;
+
+use datafusion::execution::SessionState;
+use parking_lot::RwLock;
+use pyo3::prelude::*;
+use rowmill::Session;
+
+use crate::errors::{from_engine, from_reports};
+
+/// The session, and a state to build plans with.
+pub(crate) struct Shared {
+    pub(crate) session: Session,
+    /// For looking up functions and building plans; queries run in states of their own.
+    pub(crate) state: SessionState,
+}
+
+static SHARED: RwLock<Option<Arc<Shared>>> = RwLock::new(None);
+
+/// The session of this process, opened on first use with the configuration of the folder and the environment.
+pub(crate) fn shared(py: Python<'_>) -> PyResult<Arc<Shared>> {
+    if let Some(shared) = SHARED.read().as_ref() {
+        return Ok(Arc::clone(shared));
+    }
+    configure(py, None, Vec::new())?;
+    match SHARED.read().as_ref() {
+        Some(shared) => Ok(Arc::clone(shared)),
+        None => Err(pyo3::exceptions::PyRuntimeError::new_err("the session is being replaced")),
+    }
+}
+
+/// Opens a session with this configuration file and these settings, and makes it the one that new frames use.
+#[pyfunction]
+#[pyo3(signature = (config, settings))]
+pub(crate) fn configure(
+    py: Python<'_>,
+    config: Option<std::path::PathBuf>,
+    settings: Vec<(String, String)>,
+) -> PyResult<()> {
+    let read = rowmill_cli::session_options(config, settings).map_err(|reports| from_reports(py, &reports))?;
+    let session = Session::try_new(read.options).map_err(|error| from_engine(py, &error))?;
+    crate::runtime::set_threads(read.threads)?;
+    let state = ordered(session.engine().session(false));
+    *SHARED.write() = Some(Arc::new(Shared { session, state }));
+    Ok(())
+}
+
+impl Shared {
+    /// A state for one query: its clock stands still.
+    pub(crate) fn query_state(&self, spilling_joins: bool) -> SessionState {
+        ordered(self.session.engine().session(spilling_joins))
+    }
+}
+
+/// Rows come back in the order they went in: batches are not dealt out round robin, and partitions (contiguous parts
+/// of files and tables) are put together in order.
+fn ordered(mut state: SessionState) -> SessionState {
+    state.config_mut().options_mut().optimizer.enable_round_robin_repartition = false;
+    state
+}
