@@ -21,6 +21,10 @@ MAY_USE = {
     "rowmill-cache": {"rowmill-step"},
     "rowmill-gpu": set(),
     "rowmill-features": set(),
+    "rowmill-cores": set(),
+    "rowmill-wire": {"rowmill-features"},
+    "rowmill-scheduler": {"rowmill-features", "rowmill-cores", "rowmill-wire"},
+    "rowmill-executor": {"rowmill-features", "rowmill-wire"},
     "rowmill-versions": set(),
     "rowmill-examples": set(),
     "rowmill-items": {"rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-cache"},
@@ -45,8 +49,11 @@ MAY_USE = {
 
 # Heavy outsiders have few doors: name prefix -> crates that may depend on it directly.
 DOORS = {
-    "datafusion": {"rowmill-engine", "rowmill", "rowmill-benches", "rowmill-features", "rowmill-python"},
-    "ballista": {"rowmill-scheduler", "rowmill-executor", "rowmill-versions"},
+    "datafusion": {
+        "rowmill-engine", "rowmill", "rowmill-benches", "rowmill-features", "rowmill-python",
+        "rowmill-wire", "rowmill-scheduler", "rowmill-executor",
+    },
+    "ballista": {"rowmill-wire", "rowmill-scheduler", "rowmill-executor"},
     "pyo3": {"rowmill-python"},
     "cudarc": {"rowmill-gpu"},
     "reqwest": {"rowmill-step-http", "rowmill-features"},

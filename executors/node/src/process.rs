@@ -1,0 +1,275 @@
+//! The life of an executor: listen, join, say that it is alive, drain, leave.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow_flight::flight_service_server::FlightServiceServer;
+use ballista_core::extension::SessionConfigExt;
+use ballista_core::serde::protobuf::executor_grpc_server::ExecutorGrpcServer;
+use ballista_core::serde::protobuf::scheduler_grpc_client::SchedulerGrpcClient;
+use ballista_core::serde::protobuf::{
+    ExecutorRegistration, ExecutorStatus, ExecutorStoppedParams, HeartBeatParams, RegisterExecutorParams,
+    executor_status,
+};
+use ballista_core::serde::{BallistaCodec, BallistaLogicalExtensionCodec};
+use ballista_executor::execution_engine::DefaultExecutionEngine;
+use ballista_executor::executor::Executor;
+use ballista_executor::executor_process::{ExecutorProcessConfig, structure_executor_metadata};
+use ballista_executor::flight_service::BallistaFlightService;
+use ballista_executor::metrics::LoggingMetricsCollector;
+use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::prelude::SessionConfig;
+use rowmill_wire::MESSAGE_BYTES;
+use rowmill_wire::alive::{AliveRequest, say_alive};
+use rowmill_wire::codec::RowmillCodec;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::server::{Router, TcpIncoming};
+use tonic::transport::{Channel, Server};
+
+use crate::error::Error;
+use crate::options::Options;
+use crate::server::TaskServer;
+use crate::tasks::{Tasks, connect};
+use crate::work_dir::WorkDir;
+
+/// Share of the machine's memory that tasks may reserve when nothing is configured.
+const MEMORY_SHARE: f64 = 0.6;
+
+/// Runs an executor until `stop` says so; then drains and leaves.
+///
+/// # Errors
+/// A port or the work directory cannot be used, or no scheduler takes it at the start. Later losses of the scheduler are
+/// none: the executor joins again.
+pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(), Error> {
+    let work_dir = WorkDir::take(&options.work_dir)?;
+    let (flight, flight_port) = listen(&options, options.flight_port).await?;
+    let (task_listener, task_port) = listen(&options, options.task_port).await?;
+    let metadata = registration(&options, flight_port, task_port);
+    let runtime = runtime(&options, &work_dir)?;
+    let engine = Arc::new(DefaultExecutionEngine::new());
+    let override_fn = options.handshake.override_fn();
+    let executor = Arc::new(Executor::new(
+        metadata.clone(),
+        &work_dir.shuffle().to_string_lossy(),
+        Arc::new(move |_| Ok(Arc::clone(&runtime))),
+        Arc::new(move || {
+            SessionConfig::new_with_ballista()
+                .with_ballista_physical_extension_codec(RowmillCodec::shared())
+                .with_ballista_override_create_grpc_client_endpoint(override_fn.clone())
+        }),
+        Arc::default(),
+        Arc::new(LoggingMetricsCollector::default()),
+        options.slots as usize,
+        engine.clone(),
+    ));
+    let tasks = Arc::new(Tasks::try_new(executor.clone(), engine, options.handshake.clone(), options.slots)?);
+    let (given_up, mut gone) = mpsc::channel(4);
+    let server = TaskServer {
+        executor: executor.clone(),
+        tasks: tasks.clone(),
+        codec: BallistaCodec::new(Arc::new(BallistaLogicalExtensionCodec::default()), RowmillCodec::shared()),
+        shuffle: work_dir.shuffle().to_owned(),
+        given_up,
+    };
+    let task_service = ExecutorGrpcServer::new(server)
+        .max_decoding_message_size(MESSAGE_BYTES)
+        .max_encoding_message_size(MESSAGE_BYTES);
+    let flight_service = FlightServiceServer::new(BallistaFlightService::new(executor.work_dir.clone()))
+        .max_decoding_message_size(MESSAGE_BYTES)
+        .max_encoding_message_size(MESSAGE_BYTES);
+    let guard = options.handshake.clone();
+    let task_router = Server::builder().add_service(InterceptedService::new(task_service, guard.clone()));
+    let flight_router = Server::builder().add_service(InterceptedService::new(flight_service, guard));
+    // They end with the set.
+    let mut servers = JoinSet::new();
+    serve(&mut servers, task_router, task_listener);
+    serve(&mut servers, flight_router, flight);
+
+    let mut member = Member { options: &options, metadata, tasks: &tasks, channel: None, draining: false };
+    member.join().await?;
+    println!("executor {} joined: tasks on port {task_port}, results on port {flight_port}", options.name);
+    let mut beats = tokio::time::interval(options.heartbeat);
+    beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            () = &mut stop => break,
+            Some(reason) = gone.recv() => {
+                tracing::warn!("the scheduler gave this executor up ({reason}); it begins anew");
+                tasks.stop_all().await;
+                if let Err(error) = work_dir.sweep() {
+                    tracing::warn!("old results could not be removed: {error}");
+                }
+            }
+            _ = beats.tick() => member.beat().await,
+        }
+    }
+
+    // Drain: nothing new, finish what runs within the grace period, hand back the rest.
+    member.draining = true;
+    member.beat().await;
+    tracing::info!("draining: {} tasks run", tasks.open().len());
+    let grace = tokio::time::sleep(options.drain);
+    tokio::pin!(grace);
+    loop {
+        tokio::select! {
+            () = tasks.drained() => break,
+            () = &mut grace => {
+                tracing::warn!("handing back {} tasks that did not finish in time", tasks.open().len());
+                break;
+            }
+            _ = beats.tick() => member.beat().await,
+        }
+    }
+    member.leave().await;
+    tasks.stop_all().await;
+    tasks.shut_down();
+    servers.abort_all();
+    Ok(())
+}
+
+/// This process as the scheduler knows it.
+struct Member<'a> {
+    options: &'a Options,
+    metadata: ExecutorRegistration,
+    tasks: &'a Arc<Tasks>,
+    channel: Option<Channel>,
+    draining: bool,
+}
+
+impl Member<'_> {
+    /// Registers with the first scheduler that takes it.
+    async fn join(&mut self) -> Result<(), Error> {
+        let mut refusals = Vec::new();
+        for scheduler in &self.options.schedulers {
+            let answer = async {
+                let channel = connect(&self.options.handshake, scheduler).await?;
+                let message = RegisterExecutorParams { metadata: Some(self.metadata.clone()) };
+                let mut client = SchedulerGrpcClient::new(channel.clone());
+                let registered = client.register_executor(message).await;
+                registered.map_err(|status| format!("{scheduler}: {}", status.message()))?;
+                Ok::<Channel, String>(channel)
+            };
+            match answer.await {
+                Ok(channel) => {
+                    self.channel = Some(channel);
+                    return Ok(());
+                }
+                Err(why) => refusals.push(why),
+            }
+        }
+        Err(Error::Refused(refusals.join("; ")))
+    }
+
+    /// Says that it is alive and what it runs; stops what nobody waits for. A scheduler that forgot it takes it anew.
+    async fn beat(&mut self) {
+        if let Err(why) = self.try_beat().await {
+            tracing::warn!("no heartbeat: {why}");
+            self.channel = None;
+        }
+    }
+
+    async fn try_beat(&mut self) -> Result<(), String> {
+        let channel = match &self.channel {
+            Some(channel) => channel.clone(),
+            None => self.find().await?,
+        };
+        let state = if self.draining {
+            executor_status::Status::Terminating(String::new())
+        } else {
+            executor_status::Status::Active(String::new())
+        };
+        let message = HeartBeatParams {
+            executor_id: self.metadata.id.clone(),
+            metrics: Vec::new(),
+            status: Some(ExecutorStatus { status: Some(state) }),
+            metadata: Some(self.metadata.clone()),
+        };
+        let mut client = SchedulerGrpcClient::new(channel.clone());
+        client.heart_beat_from_executor(message).await.map_err(|status| status.message().to_owned())?;
+        let message =
+            AliveRequest { executor: self.metadata.id.clone(), running: self.tasks.open(), draining: self.draining };
+        let answer = say_alive(channel.clone(), message).await.map_err(|status| status.message().to_owned())?;
+        self.tasks.stop(answer.stop).await;
+        self.channel = Some(channel);
+        Ok(())
+    }
+
+    /// The first scheduler that answers.
+    async fn find(&self) -> Result<Channel, String> {
+        let mut refusals = Vec::new();
+        for scheduler in &self.options.schedulers {
+            match connect(&self.options.handshake, scheduler).await {
+                Ok(channel) => return Ok(channel),
+                Err(why) => refusals.push(why),
+            }
+        }
+        Err(refusals.join("; "))
+    }
+
+    /// Tells the scheduler that it goes, so that its work is placed elsewhere at once.
+    async fn leave(&mut self) {
+        let Some(channel) = self.channel.take() else { return };
+        let message = ExecutorStoppedParams {
+            executor_id: self.metadata.id.clone(),
+            reason: "the executor was asked to stop".to_owned(),
+        };
+        let mut client = SchedulerGrpcClient::new(channel);
+        let told = client.executor_stopped(message);
+        if let Ok(Err(status)) = tokio::time::timeout(Duration::from_secs(2), told).await {
+            tracing::warn!("the scheduler was not told: {}", status.message());
+        }
+    }
+}
+
+async fn listen(options: &Options, port: u16) -> Result<(TcpListener, u16), Error> {
+    let address = SocketAddr::new(options.listen, port);
+    let fail = |source| Error::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(fail)?;
+    let port = listener.local_addr().map_err(fail)?.port();
+    Ok((listener, port))
+}
+
+fn serve(servers: &mut JoinSet<()>, router: Router, listener: TcpListener) {
+    let serving = router.serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
+    servers.spawn(async move {
+        if let Err(error) = serving.await {
+            tracing::error!("a server of the executor stopped: {error}");
+        }
+    });
+}
+
+fn registration(options: &Options, flight_port: u16, task_port: u16) -> ExecutorRegistration {
+    let config = Arc::new(ExecutorProcessConfig {
+        executor_id: options.name.to_string(),
+        external_host: Some(options.host.clone()),
+        port: flight_port,
+        grpc_port: task_port,
+        ..ExecutorProcessConfig::default()
+    });
+    structure_executor_metadata(&config, options.slots)
+}
+
+/// One environment for all tasks: clients and file metadata stay warm, memory is shared.
+fn runtime(options: &Options, work_dir: &WorkDir) -> Result<Arc<RuntimeEnv>, Error> {
+    let mut builder = RuntimeEnvBuilder::new().with_temp_file_path(work_dir.shuffle());
+    let bytes = options.memory_bytes.or_else(|| Some((machine_memory()? as f64 * MEMORY_SHARE) as u64));
+    if let Some(bytes) = bytes {
+        builder = builder.with_memory_pool(Arc::new(FairSpillPool::new(usize::try_from(bytes).unwrap_or(usize::MAX))));
+    }
+    Ok(builder.build_arc()?)
+}
+
+/// Bytes of memory that this process may use: its control group's limit or the machine's memory, whichever is less.
+fn machine_memory() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let total_kib: u64 =
+        info.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.trim().trim_end_matches(" kB").parse().ok()?;
+    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
+    Some(group.unwrap_or(u64::MAX).min(total_kib * 1024))
+}

@@ -1,0 +1,270 @@
+//! Running tasks on threads of their own, and reporting what became of them until the scheduler has taken it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ballista_core::error::BallistaError;
+use ballista_core::serde::protobuf::scheduler_grpc_client::SchedulerGrpcClient;
+use ballista_core::serde::protobuf::{
+    FailedTask, OperatorMetricsSet, SuccessfulTask, TaskStatus, UpdateTaskStatusParams, task_status,
+};
+use ballista_core::serde::scheduler::{TaskDefinition, TaskKey};
+use ballista_executor::execution_engine::{ExecutionEngine, QueryStageExecutor};
+use ballista_executor::executor::Executor;
+use datafusion::execution::TaskContext;
+use parking_lot::Mutex;
+use rowmill_wire::MESSAGE_BYTES;
+use rowmill_wire::alive::RunningTask;
+use rowmill_wire::handshake::Handshake;
+use tokio::runtime::Runtime;
+use tonic::transport::{Channel, Endpoint};
+
+/// The longest wait before a report is tried again.
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+/// How long a call to the scheduler may take.
+const CALL: Duration = Duration::from_secs(10);
+
+/// The tasks of this process.
+pub(crate) struct Tasks {
+    executor: Arc<Executor>,
+    engine: Arc<dyn ExecutionEngine>,
+    handshake: Handshake,
+    /// Runs, or has run and is not reported.
+    open: Mutex<HashMap<RunningTask, TaskKey>>,
+    /// Tasks that nobody waits for: their reports are not sent.
+    dropped: Mutex<std::collections::HashSet<RunningTask>>,
+    schedulers: Mutex<HashMap<String, Channel>>,
+    threads: Mutex<Option<Runtime>>,
+    changed: tokio::sync::Notify,
+}
+
+impl Tasks {
+    pub(crate) fn try_new(
+        executor: Arc<Executor>,
+        engine: Arc<dyn ExecutionEngine>,
+        handshake: Handshake,
+        slots: u32,
+    ) -> std::io::Result<Self> {
+        let threads = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads((slots as usize).clamp(1, 256))
+            // Deep plans recurse; upstream's binary takes as much.
+            .thread_stack_size(32 << 20)
+            .thread_name("task")
+            .enable_all()
+            .build()?;
+        Ok(Self {
+            executor,
+            engine,
+            handshake,
+            open: Mutex::default(),
+            dropped: Mutex::default(),
+            schedulers: Mutex::default(),
+            threads: Mutex::new(Some(threads)),
+            changed: tokio::sync::Notify::new(),
+        })
+    }
+
+    /// What this process answers for.
+    pub(crate) fn open(&self) -> Vec<RunningTask> {
+        self.open.lock().keys().cloned().collect()
+    }
+
+    /// Returns when nothing is open.
+    pub(crate) async fn drained(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.open.lock().is_empty() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Begins a task; its status goes to `scheduler`.
+    pub(crate) fn start(self: &Arc<Self>, task: TaskDefinition, scheduler: String) {
+        let name = RunningTask {
+            job: task.job_id.to_string(),
+            stage: task.stage_id as u32,
+            stage_attempt: task.stage_attempt_num as u32,
+            task: task.task_id as u32,
+        };
+        let key = TaskKey { job_id: task.job_id.clone(), stage_id: task.stage_id, task_id: task.task_id };
+        if self.open.lock().insert(name.clone(), key).is_some() {
+            // The same message twice: it runs already.
+            return;
+        }
+        let own = Arc::clone(self);
+        let threads = self.threads.lock();
+        if let Some(threads) = threads.as_ref() {
+            let reports = tokio::runtime::Handle::current();
+            threads.spawn(async move {
+                let status = own.run(task).await;
+                // Reporting waits for the network, which is no work for these threads.
+                reports.spawn(async move { own.report(name, status, scheduler).await });
+            });
+        }
+    }
+
+    /// Stops tasks that nobody waits for.
+    pub(crate) async fn stop(&self, tasks: Vec<RunningTask>) {
+        for name in tasks {
+            let key = self.open.lock().get(&name).cloned();
+            if let Some(key) = key {
+                self.dropped.lock().insert(name);
+                // False when it has ended meanwhile.
+                let _ = self.executor.cancel_task(key.job_id, key.stage_id, key.task_id).await;
+            }
+        }
+    }
+
+    /// Stops everything.
+    pub(crate) async fn stop_all(&self) {
+        self.stop(self.open()).await;
+    }
+
+    /// Ends the task threads without waiting for them.
+    pub(crate) fn shut_down(&self) {
+        if let Some(threads) = self.threads.lock().take() {
+            threads.shutdown_background();
+        }
+    }
+
+    async fn run(&self, task: TaskDefinition) -> TaskStatus {
+        let start_exec_time = epoch_ms();
+        let key = TaskKey { job_id: task.job_id.clone(), stage_id: task.stage_id, task_id: task.task_id };
+        let (attempt, launch_time) = (task.stage_attempt_num, task.launch_time);
+        let (stage, outcome) = match self.prepare(task) {
+            Ok((stage, context)) => {
+                let outcome = self.executor.execute_query_stage(key.clone(), stage.clone(), context).await;
+                (Some(stage), outcome)
+            }
+            Err(error) => (None, Err(error)),
+        };
+        let metrics = stage.as_ref().map(|stage| metrics(stage.as_ref())).unwrap_or_default();
+        let windows = match (&outcome, &stage) {
+            (Ok(_), Some(stage)) => stage.collect_window_state_reports(),
+            _ => Ok(Vec::new()),
+        };
+        let status = match (outcome, windows) {
+            (Ok(partitions), Ok(window_state)) => task_status::Status::Successful(SuccessfulTask {
+                executor_id: self.executor.metadata.id.clone(),
+                partitions,
+                runtime_stats: stage.as_ref().map(|stage| stage.collect_runtime_stats_reports()).unwrap_or_default(),
+                task_column_stats: stage.as_ref().map(|stage| stage.collect_column_stats()).unwrap_or_default(),
+                window_state,
+            }),
+            // Window state that cannot be collected would make a later stage wrong: the task has failed.
+            (Ok(_), Err(error)) => task_status::Status::Failed(FailedTask::from(BallistaError::from(error))),
+            (Err(error), _) => task_status::Status::Failed(FailedTask::from(error)),
+        };
+        TaskStatus {
+            task_id: key.task_id as u32,
+            job_id: key.job_id.into(),
+            stage_id: key.stage_id as u32,
+            stage_attempt_num: attempt as u32,
+            launch_time,
+            start_exec_time,
+            end_exec_time: epoch_ms(),
+            metrics,
+            status: Some(status),
+        }
+    }
+
+    fn prepare(&self, task: TaskDefinition) -> Result<(Arc<dyn QueryStageExecutor>, Arc<TaskContext>), BallistaError> {
+        let identity = format!(
+            "{}/{}.{}/{}.{}",
+            task.job_id, task.stage_id, task.stage_attempt_num, task.task_id, task.task_attempt_num
+        );
+        let stage = self.engine.create_query_stage_exec(
+            task.job_id,
+            task.stage_id,
+            task.task_id,
+            task.global_output_partition_ids,
+            task.plan,
+            &self.executor.work_dir,
+            &task.session_config,
+        )?;
+        let runtime =
+            self.executor.produce_runtime_for_session(&task.session_id, &task.session_config, task.vcores_consumed)?;
+        let functions = task.function_registry;
+        let context = TaskContext::new(
+            Some(identity),
+            task.session_id,
+            task.session_config,
+            functions.scalar_functions.clone(),
+            functions.higher_order_functions.clone(),
+            functions.aggregate_functions.clone(),
+            functions.window_functions.clone(),
+            runtime,
+        );
+        Ok((stage, Arc::new(context)))
+    }
+
+    /// Reports until the scheduler has taken it, or nobody waits for it any more.
+    async fn report(&self, name: RunningTask, status: TaskStatus, scheduler: String) {
+        let mut wait = Duration::from_millis(50);
+        while !self.dropped.lock().contains(&name) {
+            match self.try_report(&status, &scheduler).await {
+                Ok(()) => break,
+                Err(error) => {
+                    tracing::warn!(job = name.job, stage = name.stage, task = name.task, "not reported yet: {error}");
+                    self.schedulers.lock().remove(&scheduler);
+                }
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(LONGEST_WAIT);
+        }
+        self.dropped.lock().remove(&name);
+        self.open.lock().remove(&name);
+        self.changed.notify_waiters();
+    }
+
+    async fn try_report(&self, status: &TaskStatus, scheduler: &str) -> Result<(), String> {
+        let channel = self.channel(scheduler).await?;
+        let message = UpdateTaskStatusParams {
+            executor_id: self.executor.metadata.id.clone(),
+            task_status: vec![status.clone()],
+        };
+        let mut client = SchedulerGrpcClient::new(channel)
+            .max_encoding_message_size(MESSAGE_BYTES)
+            .max_decoding_message_size(MESSAGE_BYTES);
+        client.update_task_status(message).await.map(|_| ()).map_err(|status| status.to_string())
+    }
+
+    async fn channel(&self, scheduler: &str) -> Result<Channel, String> {
+        let known = self.schedulers.lock().get(scheduler).cloned();
+        if let Some(channel) = known {
+            return Ok(channel);
+        }
+        let channel = connect(&self.handshake, scheduler).await?;
+        self.schedulers.lock().insert(scheduler.to_owned(), channel.clone());
+        Ok(channel)
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        // A runtime must not be dropped, and so waited for, where asynchronous code runs.
+        self.shut_down();
+    }
+}
+
+/// Connects to a scheduler, `host:port`.
+pub(crate) async fn connect(handshake: &Handshake, scheduler: &str) -> Result<Channel, String> {
+    let endpoint = Endpoint::from_shared(format!("http://{scheduler}"))
+        .and_then(|endpoint| handshake.endpoint(endpoint.connect_timeout(CALL).timeout(CALL)))
+        .map_err(|error| format!("{scheduler} is no address of a scheduler: {error}"))?;
+    endpoint.connect().await.map_err(|error| {
+        let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        format!("the scheduler {scheduler} does not answer: {error} {cause}")
+    })
+}
+
+fn metrics(stage: &dyn QueryStageExecutor) -> Vec<OperatorMetricsSet> {
+    stage.collect_plan_metrics().into_iter().filter_map(|set| set.try_into().ok()).collect()
+}
+
+fn epoch_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}

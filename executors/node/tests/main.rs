@@ -1,0 +1,9 @@
+//! Clusters of real processes: a scheduler in the test's process, executors as processes of their own.
+#![allow(clippy::allow_attributes)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod deaths;
+mod joining;
+mod leases;
+mod placing;
+mod support;

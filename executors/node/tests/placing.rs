@@ -1,0 +1,105 @@
+//! Stages run where their class says, and results are those of plain DataFusion.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rowmill_scheduler::Scheduler;
+use rowmill_wire::class::{Demand, mark};
+use rowmill_wire::name::ExecutorName;
+
+use crate::support::{Process, local, on_cluster, options, plan, query, session};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tpch_on_two_classes_equals_plain_datafusion() {
+    let scheduler = Scheduler::start(options()).await.unwrap();
+    let _cpu = Process::start(&scheduler, &["cpu"]);
+    let _io = Process::start(&scheduler, &["io"]);
+    let context = session().await;
+    for number in 1..=22 {
+        let sql = query(number);
+        let began = Instant::now();
+        let plan = plan(&context, &sql).await;
+        let job = scheduler.submit(&format!("q{number:02}"), Arc::clone(&context), plan).await.unwrap();
+        let id = job.id().clone();
+        let answer = tokio::time::timeout(Duration::from_secs(60), job.collect()).await.expect("in time");
+        let answer = crate::support::lines(&answer.unwrap_or_else(|error| panic!("q{number:02}: {error}")));
+        let took = began.elapsed();
+        assert_eq!(answer, local(&sql).await, "q{number:02}");
+        let stages = scheduler.placements(&id).await.unwrap().expect("the job is kept for some seconds");
+        let mut classes: Vec<&str> = stages.iter().map(|stage| stage.class.as_str()).collect();
+        for stage in &stages {
+            assert!(!stage.executors.is_empty());
+            for executor in &stage.executors {
+                let name: ExecutorName = executor.parse().unwrap();
+                assert_eq!(name.classes(), std::slice::from_ref(&stage.class), "q{number:02}, stage {}", stage.stage);
+            }
+        }
+        classes.sort_unstable();
+        classes.dedup();
+        assert!(classes.contains(&"io"), "q{number:02}: {stages:?}");
+        println!("q{number:02}: {} stages on {classes:?} in {} ms", stages.len(), took.as_millis());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stage_waits_for_its_class() {
+    let scheduler = Scheduler::start(options()).await.unwrap();
+    let _cpu = Process::start(&scheduler, &["cpu"]);
+    let context = session().await;
+    let sql = "select count(*) from lineitem";
+    let marked = plan(&context, sql).await;
+    let mut job = scheduler.submit("waits", Arc::clone(&context), marked).await.unwrap();
+    let early = tokio::time::timeout(Duration::from_secs(2), job.wait()).await;
+    assert!(early.is_err(), "nobody serves io yet");
+    let _io = Process::start(&scheduler, &["io"]);
+    tokio::time::timeout(Duration::from_secs(20), job.wait()).await.expect("an executor came").unwrap();
+    assert_eq!(on_cluster(&scheduler, &context, sql).await, local(sql).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_class_that_nobody_serves_fails_with_the_reason() {
+    let mut options = options();
+    options.warn_after = Duration::from_millis(300);
+    options.queue_timeout = Duration::from_secs(2);
+    let scheduler = Scheduler::start(options).await.unwrap();
+    let _cpu = Process::start(&scheduler, &["cpu"]);
+    let context = session().await;
+    let sql = "select count(*) from nation";
+    let plan = context.sql(sql).await.unwrap().create_physical_plan().await.unwrap();
+    let marked = mark(plan.clone(), |node| (node.name() == "DataSourceExec").then(|| Demand::plain("gpu"))).unwrap();
+    let mut job = scheduler.submit("gpu", Arc::clone(&context), marked).await.unwrap();
+    let error = tokio::time::timeout(Duration::from_secs(20), job.wait()).await.expect("it is refused").unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("class gpu") && text.contains("executors for cpu"), "{text}");
+    // The rest of the cluster goes on.
+    let mut job = scheduler.submit("cpu", Arc::clone(&context), plan).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(20), job.wait()).await.expect("in time").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn contradicting_markers_fail_with_the_reason() {
+    let scheduler = Scheduler::start(options()).await.unwrap();
+    let _cpu = Process::start(&scheduler, &["cpu"]);
+    let context = session().await;
+    let plan = plan(&context, "select n_name from nation where n_nationkey > 3").await;
+    let twice = mark(plan, |node| (node.name() == "ClassExec").then(|| Demand::plain("gpu"))).unwrap();
+    let mut job = scheduler.submit("both", Arc::clone(&context), twice).await.unwrap();
+    let error = tokio::time::timeout(Duration::from_secs(20), job.wait()).await.expect("it is refused").unwrap_err();
+    assert!(error.to_string().contains("an exchange must stand between"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_that_is_too_large_is_refused_at_once() {
+    let scheduler = Scheduler::start(options()).await.unwrap();
+    let context = session().await;
+    let text = "x".repeat(40 << 20);
+    let plan = context
+        .sql(&format!("select n_name || '{text}' from nation"))
+        .await
+        .unwrap()
+        .create_physical_plan()
+        .await
+        .unwrap();
+    let error = scheduler.submit("large", Arc::clone(&context), plan).await.unwrap_err();
+    assert!(error.to_string().contains("a message holds"), "{error}");
+}

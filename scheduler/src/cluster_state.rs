@@ -1,0 +1,157 @@
+//! The cluster as Ballista's scheduler sees it: its own state in memory for registration and heartbeats, ours for slots
+//! and placement.
+//!
+//! Ballista counts free slots up and down and loses some when an executor dies while another one runs the consuming
+//! stage. Here nothing is counted: what is free is what an executor has less what the graphs say runs on it, so nothing
+//! can leak, and [`ClusterState::unbind_tasks`] has nothing to do.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use ballista_core::JobId;
+use ballista_core::error::{BallistaError, Result};
+use ballista_core::serde::protobuf::ExecutorHeartbeat;
+use ballista_core::serde::scheduler::{ExecutorData, ExecutorMetadata};
+use ballista_scheduler::cluster::memory::InMemoryClusterState;
+use ballista_scheduler::cluster::{BoundTask, ClusterState, ClusterStateEventStream, ExecutorSlot};
+use ballista_scheduler::config::TaskDistributionPolicy;
+use ballista_scheduler::state::task_manager::JobInfoCache;
+use parking_lot::Mutex;
+use rowmill_cores::routing::Strategy;
+use rowmill_wire::name::ExecutorName;
+
+use crate::placement::{Chooser, Place, bind_job, taken_slots};
+
+/// The largest number of slots that an executor is believed to have.
+const MOST_SLOTS: u32 = 4_096;
+
+/// Ballista's cluster state with placement by class.
+pub struct Cluster {
+    stock: InMemoryClusterState,
+    strategy: Strategy,
+    chooser: Mutex<Chooser>,
+    draining: Mutex<HashSet<String>>,
+}
+
+impl Cluster {
+    /// A cluster without executors.
+    pub fn new(strategy: Strategy) -> Self {
+        Self {
+            stock: InMemoryClusterState::default(),
+            strategy,
+            chooser: Mutex::new(Chooser::default()),
+            draining: Mutex::new(HashSet::new()),
+        }
+    }
+
+    /// An executor says that it takes nothing more, or that it does again.
+    pub(crate) fn set_draining(&self, executor: &str, draining: bool) {
+        let mut all = self.draining.lock();
+        if draining {
+            all.insert(executor.to_owned());
+        } else {
+            all.remove(executor);
+        }
+    }
+
+    pub(crate) fn is_draining(&self, executor: &str) -> bool {
+        self.draining.lock().contains(executor)
+    }
+}
+
+fn judge(metadata: &ExecutorMetadata) -> Result<()> {
+    let refuse = |why: String| Err(BallistaError::Configuration(why));
+    if let Err(error) = metadata.id.parse::<ExecutorName>() {
+        return refuse(error.to_string());
+    }
+    match metadata.specification.vcores {
+        0 => refuse(format!("executor {} offers no slots; start it with --slots 1 or more", metadata.id)),
+        slots if slots > MOST_SLOTS => {
+            refuse(format!("executor {} claims {slots} slots; no more than {MOST_SLOTS} are believed", metadata.id))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[async_trait::async_trait]
+impl ClusterState for Cluster {
+    async fn bind_schedulable_tasks(
+        &self,
+        _: TaskDistributionPolicy,
+        jobs: Arc<HashMap<JobId, JobInfoCache>>,
+        alive: Option<HashSet<String>>,
+    ) -> Result<Vec<BoundTask>> {
+        let taken = taken_slots(&jobs).await;
+        let mut places: Vec<Place> = self
+            .stock
+            .registered_executor_metadata()
+            .await
+            .into_iter()
+            .filter(|executor| alive.as_ref().is_none_or(|alive| alive.contains(&executor.id)))
+            .filter(|executor| !self.is_draining(&executor.id))
+            .filter_map(|executor| {
+                let total = executor.specification.vcores;
+                let free = total.saturating_sub(taken.get(&executor.id).copied().unwrap_or(0));
+                let name = executor.id.parse().ok()?;
+                Some(Place { id: executor.id, name, total, free })
+            })
+            .collect();
+        places.sort_by(|a, b| a.id.cmp(&b.id));
+        let mut order: Vec<(&JobId, &JobInfoCache)> = jobs.iter().collect();
+        order.sort_by_key(|(job, _)| *job);
+        let mut bound = Vec::new();
+        for (job, info) in order {
+            if places.iter().all(|place| place.free == 0) {
+                break;
+            }
+            let mut graph = info.execution_graph.write().await;
+            let mut chooser = self.chooser.lock();
+            bound.extend(bind_job(job, &mut graph, &mut places, &mut chooser, self.strategy));
+        }
+        Ok(bound)
+    }
+
+    async fn unbind_tasks(&self, _: Vec<ExecutorSlot>) -> Result<()> {
+        Ok(())
+    }
+
+    async fn register_executor(&self, metadata: ExecutorMetadata, spec: ExecutorData) -> Result<()> {
+        judge(&metadata)?;
+        self.set_draining(&metadata.id, false);
+        self.stock.register_executor(metadata, spec).await
+    }
+
+    async fn save_executor_metadata(&self, metadata: ExecutorMetadata) -> Result<()> {
+        judge(&metadata)?;
+        self.stock.save_executor_metadata(metadata).await
+    }
+
+    async fn get_executor_metadata(&self, executor_id: &str) -> Result<ExecutorMetadata> {
+        self.stock.get_executor_metadata(executor_id).await
+    }
+
+    async fn registered_executor_metadata(&self) -> Vec<ExecutorMetadata> {
+        self.stock.registered_executor_metadata().await
+    }
+
+    async fn save_executor_heartbeat(&self, heartbeat: ExecutorHeartbeat) -> Result<()> {
+        self.stock.save_executor_heartbeat(heartbeat).await
+    }
+
+    async fn remove_executor(&self, executor_id: &str) -> Result<()> {
+        self.set_draining(executor_id, false);
+        self.stock.remove_executor(executor_id).await
+    }
+
+    fn executor_heartbeats(&self) -> HashMap<String, ExecutorHeartbeat> {
+        self.stock.executor_heartbeats()
+    }
+
+    fn get_executor_heartbeat(&self, executor_id: &str) -> Option<ExecutorHeartbeat> {
+        self.stock.get_executor_heartbeat(executor_id)
+    }
+
+    async fn cluster_state_events(&self) -> Result<ClusterStateEventStream> {
+        self.stock.cluster_state_events().await
+    }
+}

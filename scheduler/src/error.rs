@@ -1,0 +1,42 @@
+//! What can go wrong between submitting a plan and reading its result.
+
+/// Errors of the scheduler.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address cannot be listened on.
+    #[error("the scheduler cannot listen on {address}: {source}; is another scheduler running there?")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Ballista refused.
+    #[error("the scheduler failed: {0}")]
+    Ballista(#[from] ballista_core::error::BallistaError),
+    /// A plan could not be built, or a result not be read.
+    #[error(transparent)]
+    DataFusion(#[from] datafusion::error::DataFusionError),
+    /// A job failed.
+    #[error("job {job} failed: {reason}")]
+    Failed {
+        /// The job.
+        job: String,
+        /// Why, as the scheduler or an executor says.
+        reason: String,
+    },
+    /// The job's status is not reported any more.
+    #[error("job {job} was lost: the scheduler stopped")]
+    Lost {
+        /// The job.
+        job: String,
+    },
+    /// A plan does not fit into a message.
+    #[error("the plan takes {bytes} bytes and a message holds {limit}; read tables from files instead of from memory")]
+    PlanTooLarge {
+        /// The plan's size.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+}

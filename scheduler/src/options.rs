@@ -1,0 +1,47 @@
+//! What a scheduler is started with.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rowmill_cores::routing::Strategy;
+use rowmill_wire::handshake::Handshake;
+
+/// Options of one scheduler.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where it listens; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The host name under which executors reach it.
+    pub host: String,
+    /// Token and build.
+    pub handshake: Handshake,
+    /// How executors of a class are chosen.
+    pub strategy: Strategy,
+    /// An executor that is silent for so long is taken as gone.
+    pub executor_timeout: Duration,
+    /// An attempt that its executor does not name for so long goes again.
+    pub lease: Duration,
+    /// How long a class may be without executors before a warning.
+    pub warn_after: Duration,
+    /// How long a stage waits for an executor of its class before its job fails.
+    pub queue_timeout: Duration,
+    /// How long the state of a finished job is kept.
+    pub keep_finished: Duration,
+}
+
+impl Options {
+    /// A scheduler on this machine alone, on a free port.
+    pub fn local(handshake: Handshake) -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            host: "127.0.0.1".to_owned(),
+            handshake,
+            strategy: Strategy::default(),
+            executor_timeout: Duration::from_secs(3),
+            lease: Duration::from_secs(10),
+            warn_after: Duration::from_secs(5),
+            queue_timeout: Duration::from_secs(300),
+            keep_finished: Duration::from_secs(10),
+        }
+    }
+}

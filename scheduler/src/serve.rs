@@ -1,0 +1,227 @@
+//! The scheduler in this process: Ballista's server behind our listener.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ballista_core::JobId;
+use ballista_core::config::TaskSchedulingPolicy;
+use ballista_core::extension::SessionConfigExt;
+use ballista_core::serde::protobuf::scheduler_grpc_server::SchedulerGrpcServer;
+use ballista_core::serde::protobuf::task_status::Status as TaskState;
+use ballista_scheduler::cluster::{BallistaCluster, ClusterState, JobState};
+use ballista_scheduler::config::SchedulerConfig;
+use ballista_scheduler::scheduler_process::create_scheduler;
+use ballista_scheduler::scheduler_server::event::SubmitPlan;
+use ballista_scheduler::state::execution_stage::ExecutionStage;
+use datafusion::execution::context::SessionContext;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::prelude::SessionConfig;
+use datafusion_proto::physical_plan::AsExecutionPlan;
+use datafusion_proto::protobuf::PhysicalPlanNode;
+use rowmill_wire::MESSAGE_BYTES;
+use rowmill_wire::alive::AliveServer;
+use rowmill_wire::class::class_of_stage;
+use rowmill_wire::codec::RowmillCodec;
+use rowmill_wire::handshake::Handshake;
+use rowmill_wire::name::ExecutorName;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::server::TcpIncoming;
+
+use crate::cluster_state::Cluster;
+use crate::error::Error;
+use crate::job::Job;
+use crate::options::Options;
+use crate::watch::{Server, Watch};
+
+/// Room for a job's status changes until somebody reads them.
+const UPDATES: usize = 64;
+
+/// The configuration under which plans for the cluster are made: Ballista's, with our codec.
+pub fn session_config() -> SessionConfig {
+    SessionConfig::new_with_ballista().with_ballista_physical_extension_codec(RowmillCodec::shared())
+}
+
+/// An executor that has joined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecutorInfo {
+    /// Its name and classes.
+    pub name: ExecutorName,
+    /// Its slots.
+    pub slots: u32,
+    /// Where it serves its intermediate results.
+    pub address: String,
+    /// Whether it takes nothing new.
+    pub draining: bool,
+}
+
+/// Where one stage of a job ran.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    /// The stage in its job.
+    pub stage: usize,
+    /// The class that it asked for.
+    pub class: String,
+    /// The executor of each of its tasks.
+    pub executors: Vec<String>,
+}
+
+/// A scheduler that serves. Dropping it stops it.
+pub struct Scheduler {
+    server: Server,
+    cluster: Arc<Cluster>,
+    jobs: Arc<dyn JobState>,
+    watch: Arc<Watch>,
+    handshake: Handshake,
+    address: SocketAddr,
+    // Server and watch; they end with the set.
+    _tasks: JoinSet<()>,
+}
+
+impl Scheduler {
+    /// Starts a scheduler.
+    ///
+    /// # Errors
+    /// The address is taken, or Ballista does not start.
+    pub async fn start(options: Options) -> Result<Self, Error> {
+        let listen = |source| Error::Listen { address: options.listen, source };
+        let listener = TcpListener::bind(options.listen).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        let config = Arc::new(ballista_config(&options, address.port()));
+        let stock = BallistaCluster::new_from_config(&config).await?;
+        let cluster = Arc::new(Cluster::new(options.strategy));
+        let jobs = stock.job_state();
+        let joined = BallistaCluster::new(cluster.clone(), jobs.clone());
+        let server: Server = create_scheduler(joined, config).await?;
+        let watch = Arc::new(Watch::default());
+        let handshake = options.handshake.clone();
+
+        let ballista = SchedulerGrpcServer::new(server.clone())
+            .max_decoding_message_size(MESSAGE_BYTES)
+            .max_encoding_message_size(MESSAGE_BYTES);
+        let hearing = (watch.clone(), cluster.clone());
+        let alive = AliveServer::new(Arc::new(move |message| hearing.0.hear(&hearing.1, message)));
+        let serving = tonic::transport::Server::builder()
+            .add_service(InterceptedService::new(ballista, handshake.clone()))
+            .add_service(InterceptedService::new(alive, handshake.clone()))
+            .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
+        let watching = (watch.clone(), server.clone(), cluster.clone());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            if let Err(error) = serving.await {
+                tracing::error!("the scheduler's server stopped: {error}");
+            }
+        });
+        tasks.spawn(async move { watching.0.run(watching.1, watching.2, options).await });
+        Ok(Self { server, cluster, jobs, watch, handshake, address, _tasks: tasks })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The executors that have joined, in the order of their names.
+    pub async fn executors(&self) -> Vec<ExecutorInfo> {
+        let mut all: Vec<ExecutorInfo> = self
+            .cluster
+            .registered_executor_metadata()
+            .await
+            .into_iter()
+            .filter_map(|executor| {
+                Some(ExecutorInfo {
+                    name: executor.id.parse().ok()?,
+                    slots: executor.specification.vcores,
+                    address: format!("{}:{}", executor.host, executor.port),
+                    draining: self.cluster.is_draining(&executor.id),
+                })
+            })
+            .collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    /// Submits a physical plan. Hash exchanges cut it into stages; `rowmill_wire::class::ClassExec` says where they run.
+    ///
+    /// # Errors
+    /// The plan cannot be encoded or is too large; the event loop has stopped.
+    pub async fn submit(
+        &self,
+        name: &str,
+        context: Arc<SessionContext>,
+        plan: Arc<dyn ExecutionPlan>,
+    ) -> Result<Job, Error> {
+        let encoded = PhysicalPlanNode::try_from_physical_plan(Arc::clone(&plan), RowmillCodec::shared().as_ref())?;
+        let mut bytes = Vec::new();
+        encoded.try_encode(&mut bytes)?;
+        // A task's message holds one stage of the plan and its settings.
+        let limit = MESSAGE_BYTES / 2;
+        if bytes.len() > limit {
+            return Err(Error::PlanTooLarge { bytes: bytes.len(), limit });
+        }
+        let (sender, updates) = mpsc::channel(UPDATES);
+        let id = self.server.submit_plan(name, context, &SubmitPlan::Physical(plan), Some(sender)).await?;
+        Ok(Job { id, updates, watch: self.watch.clone(), handshake: self.handshake.clone() })
+    }
+
+    /// Where each stage of a job ran, while its state is kept ([`Options::keep_finished`]); `None` afterwards.
+    ///
+    /// # Errors
+    /// Ballista's job state cannot be read.
+    pub async fn placements(&self, job: &JobId) -> Result<Option<Vec<Placement>>, Error> {
+        let Some(graph) = self.jobs.get_execution_graph(job).await? else { return Ok(None) };
+        let mut placements: Vec<Placement> = graph
+            .stages()
+            .iter()
+            .filter_map(|(id, stage)| {
+                let plan = match stage {
+                    ExecutionStage::Running(stage) => &stage.plan,
+                    ExecutionStage::Successful(stage) => &stage.plan,
+                    _ => return None,
+                };
+                let demand = class_of_stage(plan).ok()?;
+                let tasks = stage.task_infos().unwrap_or_default().iter();
+                let executors = tasks
+                    .filter_map(|task| match &task.task_status {
+                        TaskState::Running(running) => Some(running.executor_id.clone()),
+                        TaskState::Successful(done) => Some(done.executor_id.clone()),
+                        TaskState::Failed(_) => None,
+                    })
+                    .collect();
+                Some(Placement { stage: *id, class: demand.class.to_string(), executors })
+            })
+            .collect();
+        placements.sort_by_key(|placement| placement.stage);
+        Ok(Some(placements))
+    }
+
+    /// Cancels a job; its tasks are told to stop.
+    ///
+    /// # Errors
+    /// The event loop has stopped.
+    pub async fn cancel(&self, job: &JobId) -> Result<(), Error> {
+        Ok(self.server.cancel_job(job.clone()).await?)
+    }
+}
+
+fn ballista_config(options: &Options, port: u16) -> SchedulerConfig {
+    let mut config = SchedulerConfig::default()
+        .with_hostname(options.host.clone())
+        .with_port(port)
+        .with_scheduler_policy(TaskSchedulingPolicy::PushStaged)
+        .with_finished_job_state_clean_up_interval_seconds(options.keep_finished.as_secs().max(1))
+        .with_finished_job_data_clean_up_interval_seconds(options.keep_finished.as_secs().max(1))
+        .with_grpc_server_max_decoding_message_size(MESSAGE_BYTES as u32)
+        .with_grpc_server_max_encoding_message_size(MESSAGE_BYTES as u32)
+        .with_grpc_client_max_message_size(MESSAGE_BYTES as u32)
+        .with_override_create_grpc_client_endpoint(options.handshake.override_fn());
+    config.executor_timeout_seconds = options.executor_timeout.as_secs().max(1);
+    config.expire_dead_executor_interval_seconds = 1;
+    config.executor_termination_grace_period = options.executor_timeout.as_secs().max(1);
+    // Work waits for executors under our own watch.
+    config.no_executors_grace_period_seconds = options.queue_timeout.as_secs().saturating_mul(2).max(1);
+    config.override_physical_codec = Some(RowmillCodec::shared());
+    config
+}

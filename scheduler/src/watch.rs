@@ -1,0 +1,245 @@
+//! What looks after work that nobody else looks after: attempts whose executor does not name them any more, stages whose
+//! class has no executor, stages whose markers contradict each other.
+//!
+//! Executors drop a task's status when reporting fails, and a task can be bound and never sent. So every attempt has a
+//! lease, which its executor prolongs by naming it in its signs of life; when the lease has run out the attempt is
+//! reported to Ballista as failed in a way that is tried again, and the executor is told to stop it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ballista_core::JobId;
+use ballista_core::serde::protobuf::scheduler_grpc_server::SchedulerGrpc;
+use ballista_core::serde::protobuf::task_status::Status as TaskState;
+use ballista_core::serde::protobuf::{FailedTask, IoError, TaskStatus, UpdateTaskStatusParams, failed_task};
+use ballista_scheduler::cluster::ClusterState;
+use ballista_scheduler::scheduler_server::SchedulerServer;
+use ballista_scheduler::state::execution_stage::ExecutionStage;
+use datafusion_proto::protobuf::{LogicalPlanNode, PhysicalPlanNode};
+use parking_lot::Mutex;
+use rowmill_wire::alive::{AliveRequest, AliveResponse, RunningTask};
+use rowmill_wire::class::class_of_stage;
+use rowmill_wire::name::ExecutorName;
+
+use crate::cluster_state::Cluster;
+use crate::options::Options;
+
+/// Ballista's server, as we use it.
+pub(crate) type Server = SchedulerServer<LogicalPlanNode, PhysicalPlanNode>;
+
+/// How often the watch looks.
+const ROUND: Duration = Duration::from_millis(250);
+
+#[derive(Debug)]
+struct Attempt {
+    executor: String,
+    /// When its executor last named it, or when it was first seen in a graph.
+    sign: Instant,
+}
+
+#[derive(Debug)]
+struct Unserved {
+    since: Instant,
+    warned: bool,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    attempts: HashMap<RunningTask, Attempt>,
+    unserved: HashMap<(JobId, usize), Unserved>,
+    /// What executors are told to stop with the next answer.
+    stop: HashMap<String, HashSet<RunningTask>>,
+    reasons: HashMap<JobId, String>,
+}
+
+/// The watch and what it remembers.
+#[derive(Debug, Default)]
+pub(crate) struct Watch {
+    book: Mutex<Book>,
+}
+
+impl Watch {
+    /// An executor says what it runs; it is told what to stop.
+    pub(crate) fn hear(&self, cluster: &Cluster, message: AliveRequest) -> AliveResponse {
+        cluster.set_draining(&message.executor, message.draining);
+        let now = Instant::now();
+        let mut book = self.book.lock();
+        let stop = book.stop.remove(&message.executor).unwrap_or_default();
+        let mut still = Vec::new();
+        for task in message.running {
+            if stop.contains(&task) {
+                still.push(task);
+            } else if let Some(attempt) = book.attempts.get_mut(&task)
+                && attempt.executor == message.executor
+            {
+                attempt.sign = now;
+            }
+        }
+        AliveResponse { stop: still }
+    }
+
+    /// Why a job was ended by the watch, once.
+    pub(crate) fn take_reason(&self, job: &JobId) -> Option<String> {
+        self.book.lock().reasons.remove(job)
+    }
+
+    /// Looks again and again until the scheduler stops.
+    pub(crate) async fn run(&self, server: Server, cluster: Arc<Cluster>, options: Options) {
+        let mut rounds = tokio::time::interval(ROUND);
+        rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            rounds.tick().await;
+            self.look(&server, &cluster, &options).await;
+        }
+    }
+
+    async fn look(&self, server: &Server, cluster: &Cluster, options: &Options) {
+        let now = Instant::now();
+        let jobs = server.state.task_manager.get_running_job_cache();
+        let serving: Vec<ExecutorName> = cluster
+            .registered_executor_metadata()
+            .await
+            .into_iter()
+            .filter(|executor| !cluster.is_draining(&executor.id))
+            .filter_map(|executor| executor.id.parse().ok())
+            .collect();
+        let mut running: HashMap<RunningTask, String> = HashMap::new();
+        let mut waiting: HashMap<(JobId, usize), String> = HashMap::new();
+        let mut failed: HashMap<JobId, String> = HashMap::new();
+        for (job, info) in jobs.iter() {
+            let graph = info.execution_graph.read().await;
+            for (id, stage) in graph.stages() {
+                let ExecutionStage::Running(stage) = stage else { continue };
+                for task in &stage.task_infos {
+                    if let TaskState::Running(place) = &task.task_status {
+                        let key = RunningTask {
+                            job: job.to_string(),
+                            stage: *id as u32,
+                            stage_attempt: stage.stage_attempt_num as u32,
+                            task: task.task_id as u32,
+                        };
+                        running.insert(key, place.executor_id.clone());
+                    }
+                }
+                if stage.pending.is_empty() {
+                    continue;
+                }
+                match class_of_stage(&stage.plan) {
+                    Err(why) => {
+                        failed.insert(job.clone(), format!("stage {id}: {why}"));
+                    }
+                    Ok(demand) if !serving.iter().any(|executor| executor.serves(&demand.class)) => {
+                        waiting.insert((job.clone(), *id), demand.class.to_string());
+                    }
+                    Ok(_) => {}
+                }
+            }
+        }
+        let lost = self.expire(running, now, options.lease);
+        self.judge_waiting(&waiting, &serving, &mut failed, now, options);
+        for (job, why) in failed {
+            tracing::warn!(job = %job, "the job fails: {why}");
+            self.book.lock().reasons.insert(job.clone(), why);
+            if let Err(error) = server.cancel_job(job.clone()).await {
+                tracing::error!(job = %job, "the job could not be ended: {error}");
+            }
+        }
+        for (task, executor) in lost {
+            tracing::warn!(
+                job = task.job,
+                stage = task.stage,
+                task = task.task,
+                executor,
+                "an attempt's lease ran out"
+            );
+            report_lost(server, task, executor).await;
+        }
+    }
+
+    /// Takes up new attempts, forgets ended ones, and returns those whose lease has run out.
+    fn expire(
+        &self,
+        running: HashMap<RunningTask, String>,
+        now: Instant,
+        lease: Duration,
+    ) -> Vec<(RunningTask, String)> {
+        let mut book = self.book.lock();
+        book.attempts.retain(|task, _| running.contains_key(task));
+        let mut lost = Vec::new();
+        for (task, executor) in running {
+            let attempt =
+                book.attempts.entry(task.clone()).or_insert_with(|| Attempt { executor: executor.clone(), sign: now });
+            if now.duration_since(attempt.sign) > lease {
+                // One more lease before it is reported again, should the report be lost.
+                attempt.sign = now;
+                book.stop.entry(executor.clone()).or_default().insert(task.clone());
+                lost.push((task, executor));
+            }
+        }
+        lost
+    }
+
+    fn judge_waiting(
+        &self,
+        waiting: &HashMap<(JobId, usize), String>,
+        serving: &[ExecutorName],
+        failed: &mut HashMap<JobId, String>,
+        now: Instant,
+        options: &Options,
+    ) {
+        let mut book = self.book.lock();
+        book.unserved.retain(|stage, _| waiting.contains_key(stage));
+        for ((job, stage), class) in waiting {
+            let state = book.unserved.entry((job.clone(), *stage)).or_insert(Unserved { since: now, warned: false });
+            let waited = now.duration_since(state.since);
+            if waited >= options.queue_timeout {
+                failed.insert(job.clone(), unserved_reason(*stage, class, serving, waited));
+            } else if waited >= options.warn_after && !state.warned {
+                state.warned = true;
+                tracing::warn!(job = %job, stage, class, "{}", unserved_reason(*stage, class, serving, waited));
+            }
+        }
+    }
+}
+
+fn unserved_reason(stage: usize, class: &str, serving: &[ExecutorName], waited: Duration) -> String {
+    let mut served: Vec<&str> = serving.iter().flat_map(ExecutorName::classes).map(String::as_str).collect();
+    served.sort_unstable();
+    served.dedup();
+    let others = if served.is_empty() {
+        "there are no executors at all".to_owned()
+    } else {
+        format!("there are executors for {}", served.join(", "))
+    };
+    format!(
+        "stage {stage} needs an executor of class {class}; none has come in {} s, {others}; start one with \
+         `rowmill-executor --class {class}`",
+        waited.as_secs()
+    )
+}
+
+/// Tells Ballista that an attempt failed in a way that is tried again, as its executor would have.
+async fn report_lost(server: &Server, task: RunningTask, executor: String) {
+    let failure = FailedTask {
+        error: format!("executor {executor} did not name the attempt for the length of its lease"),
+        retryable: true,
+        count_to_failures: true,
+        failed_reason: Some(failed_task::FailedReason::IoError(IoError {})),
+    };
+    let status = TaskStatus {
+        task_id: task.task,
+        job_id: task.job,
+        stage_id: task.stage,
+        stage_attempt_num: task.stage_attempt,
+        launch_time: 0,
+        start_exec_time: 0,
+        end_exec_time: 0,
+        metrics: Vec::new(),
+        status: Some(TaskState::Failed(failure)),
+    };
+    let message = UpdateTaskStatusParams { executor_id: executor, task_status: vec![status] };
+    if let Err(error) = SchedulerGrpc::update_task_status(server, tonic::Request::new(message)).await {
+        tracing::error!("a lost attempt could not be reported: {error}");
+    }
+}

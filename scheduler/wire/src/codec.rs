@@ -1,0 +1,72 @@
+//! How physical plans travel: our operators under a magic tag, everything else as Ballista encodes it.
+//!
+//! Scheduler, executors and clients use the same codec; the handshake compares its version.
+
+use std::sync::Arc;
+
+use ballista_core::serde::BallistaPhysicalExtensionCodec;
+use datafusion::common::{DataFusionError, Result, internal_err};
+use datafusion::execution::TaskContext;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion_proto::physical_plan::{PhysicalExtensionCodec, PhysicalProtoConverterExtension};
+use prost::Message;
+
+use crate::class::{ClassExec, Demand};
+
+/// No protobuf message begins so: the first byte would be field 26 with wire type 2, which none of Ballista's has.
+const MAGIC: &[u8] = b"\xd2rowmill:class\0";
+
+#[derive(Clone, PartialEq, Message)]
+struct ClassMessage {
+    #[prost(string, tag = "1")]
+    class: String,
+    #[prost(uint32, tag = "2")]
+    slots: u32,
+}
+
+/// The codec of a cluster's plans.
+#[derive(Debug, Default)]
+pub struct RowmillCodec {
+    ballista: BallistaPhysicalExtensionCodec,
+}
+
+impl RowmillCodec {
+    /// The codec as Ballista's configuration takes it.
+    pub fn shared() -> Arc<dyn PhysicalExtensionCodec> {
+        Arc::new(Self::default())
+    }
+}
+
+impl PhysicalExtensionCodec for RowmillCodec {
+    fn try_decode(
+        &self,
+        buffer: &[u8],
+        inputs: &[Arc<dyn ExecutionPlan>],
+        context: &TaskContext,
+        converter: &dyn PhysicalProtoConverterExtension,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let Some(own) = buffer.strip_prefix(MAGIC) else {
+            return self.ballista.try_decode(buffer, inputs, context, converter);
+        };
+        let ClassMessage { class, slots } =
+            ClassMessage::decode(own).map_err(|error| DataFusionError::External(Box::new(error)))?;
+        match inputs {
+            [input] => Ok(Arc::new(ClassExec::new(Demand { class: class.into(), slots }, Arc::clone(input)))),
+            _ => internal_err!("a class marker has one input, not {}", inputs.len()),
+        }
+    }
+
+    fn try_encode(
+        &self,
+        node: Arc<dyn ExecutionPlan>,
+        buffer: &mut Vec<u8>,
+        converter: &dyn PhysicalProtoConverterExtension,
+    ) -> Result<()> {
+        let Some(marker) = node.downcast_ref::<ClassExec>() else {
+            return self.ballista.try_encode(node, buffer, converter);
+        };
+        buffer.extend_from_slice(MAGIC);
+        let message = ClassMessage { class: marker.demand().class.to_string(), slots: marker.demand().slots };
+        message.encode(buffer).map_err(|error| DataFusionError::External(Box::new(error)))
+    }
+}

@@ -1,0 +1,17 @@
+//! What the processes of a cluster agree on, in one place, so that scheduler, executors and clients cannot differ:
+//!
+//! - [`handshake`]: the token that lets a process join or submit, and the build that it was made from;
+//! - [`name`]: an executor's name, which carries its classes;
+//! - [`class`]: the marker that says which class a stage runs on;
+//! - [`codec`]: how plans travel, with our operators in them;
+//! - [`alive`]: the message by which an executor says which attempts it runs.
+
+pub mod alive;
+pub mod class;
+pub mod codec;
+pub mod handshake;
+pub mod name;
+
+/// The largest message between processes, in bytes. A plan above it is refused with an error that says so; tables in
+/// memory travel inside plans and are what makes plans large.
+pub const MESSAGE_BYTES: usize = 64 << 20;
