@@ -231,7 +231,10 @@ fn a_lookup_keeps_duplicates_and_misses() {
                   d.executemany('insert into t values(?,?)',[(1,'a'),(1,'b'),(3,'c')]); d.commit()";
     let made = std::process::Command::new("python3").args(["-c", script]).arg(&database).status().unwrap();
     assert!(made.success());
-    space.write("rowmill.yaml", &format!("connections: {{db: {{kind: sqlite, url: \"sqlite:{}\"}}}}\n", database.display()));
+    space.write(
+        "rowmill.yaml",
+        &format!("connections: {{db: {{kind: sqlite, url: \"sqlite:{}\"}}}}\n", database.display()),
+    );
     space.write(
         "flow.yaml",
         "

@@ -100,7 +100,7 @@ impl Session {
             chunk_rows: options.chunk_rows.unwrap_or(CHUNK_ROWS),
             chunks_in_flight: 4,
             lease: options.lease,
-            owner: Owner::new(format!("process {}", std::process::id())),
+            owner: Owner::new(durable::describe_process()),
             actor: std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned()),
         };
         Ok(Runs { session: self.clone(), durable: Arc::new(durable) })

@@ -39,7 +39,7 @@ impl ChunkWriter {
     /// A new file. An old one of the name is what a dead attempt left, and is replaced.
     pub(crate) fn create(path: &Path, schema: &SchemaRef) -> Result<Self, ArrowError> {
         if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder)?;
+            create_folder(folder)?;
         }
         let file = FileWriter::try_new_buffered(File::create(path)?, schema)?;
         Ok(ChunkWriter { path: path.to_owned(), rows: 0, file })
@@ -65,6 +65,26 @@ impl ChunkWriter {
         }
         Ok(ChunkFile { path: self.path, rows: self.rows, bytes })
     }
+
+    /// [`ChunkWriter::finish`] on a thread that may wait for the disk.
+    pub(crate) async fn finish_aside(self) -> Result<ChunkFile> {
+        let finished = tokio::task::spawn_blocking(move || self.finish()).await;
+        Ok(finished.map_err(|error| DataFusionError::ExecutionJoin(Box::new(error)))??)
+    }
+}
+
+/// Makes a folder and those above it; their names are on disk when this returns.
+pub(crate) fn create_folder(folder: &Path) -> std::io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let Some(above) = folder.parent() else { return std::fs::create_dir_all(folder) };
+    create_folder(above)?;
+    match std::fs::create_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        made => made?,
+    }
+    File::open(above)?.sync_all()
 }
 
 /// Reads a chunk.
@@ -99,13 +119,13 @@ pub(crate) async fn write_chunks(
             // Slices of large buffers are written whole, so what is written is cut first.
             open.write(&taken)?;
             match open.rows() as usize == chunk_rows {
-                true => written.push(tokio::task::block_in_place(|| open.finish())?),
+                true => written.push(open.finish_aside().await?),
                 false => writer = Some(open),
             }
         }
     }
     if let Some(open) = writer {
-        written.push(tokio::task::block_in_place(|| open.finish())?);
+        written.push(open.finish_aside().await?);
     }
     Ok(written)
 }

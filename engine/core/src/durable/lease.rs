@@ -15,8 +15,10 @@ pub(super) enum Ended {
     Held,
     /// Somebody asked for the run to be cancelled.
     CancelAsked,
-    /// Somebody took the run, or it could not be renewed before it expired.
+    /// Somebody took the run.
     Lost,
+    /// It could not be renewed before it expired.
+    Expired,
 }
 
 /// A lease that is renewed until it is dropped.
@@ -72,7 +74,7 @@ async fn renew(
             Err(error) => {
                 // Nobody may have taken it, but we can no longer know; every later write is fenced in any case.
                 tracing::warn!("the lease of run {} expired: {error}", fence.run);
-                end(Ended::Lost);
+                end(Ended::Expired);
                 return;
             }
         }

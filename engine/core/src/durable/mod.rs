@@ -14,9 +14,31 @@
 //! own, so that all of them see the same rows. Calls are never made again whose result is in the effect log; the window
 //! in which a crash loses results is the log's flush interval (100 ms).
 
+/// How long a call to the run store is repeated while it says that another try can help.
+const STORE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Repeats a call to the run store while that can help: a restart of its server is no reason to give a run up.
+macro_rules! patiently {
+    ($call:expr) => {{
+        let started = std::time::Instant::now();
+        let mut wait = std::time::Duration::from_millis(50);
+        loop {
+            match $call.await {
+                Err(error) if error.is_retryable() && started.elapsed() < $crate::durable::STORE_PATIENCE => {
+                    tracing::warn!("the run store did not answer and is asked again: {error}");
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(std::time::Duration::from_secs(2));
+                }
+                done => break done,
+            }
+        }
+    }};
+}
+
 mod chunks;
 pub mod inspect;
 mod lease;
+mod process;
 mod stages;
 
 use std::path::PathBuf;
@@ -28,7 +50,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use rowmill_spec::{Diagnostic, Diagnostics, Fault, SourceKind, Value, Workflow};
 use rowmill_store::{
-    AcquireMode, Acquired, Fence, Finish, NewRun, OutcomeCounts, Owner, RunId, RunStatus, RunStore, Scope,
+    AcquireMode, Acquired, Error, Fence, Finish, NewRun, OutcomeCounts, Owner, RunId, RunStatus, RunStore, Scope,
 };
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -39,6 +61,7 @@ use crate::error::{report, stopped_report};
 use crate::local::{Observer, RunError, RunReport};
 use crate::runtime::Engine;
 use lease::Lease;
+pub use process::describe as describe_process;
 
 /// Rows of a chunk where nothing else is said.
 pub const CHUNK_ROWS: usize = 32_768;
@@ -177,7 +200,8 @@ async fn run_durable(
     let earlier = match &task {
         Task::New { .. } => None,
         Task::Resume { .. } => {
-            let found = durable.store.run(&Scope::all(), run).await.map_err(|error| refuse(store_report(&error)))?;
+            let found =
+                patiently!(durable.store.run(&Scope::all(), run)).map_err(|error| refuse(store_report(&error)))?;
             Some(read_payload(&found).map_err(refuse)?)
         }
     };
@@ -198,7 +222,7 @@ async fn run_durable(
                 files: stamps,
             };
             let new = new_run(run, &workflow, text, &payload, &durable.actor).map_err(refuse)?;
-            durable.store.submit(&new).await.map_err(|error| refuse(store_report(&error)))?;
+            patiently!(durable.store.submit(&new)).map_err(|error| refuse(store_report(&error)))?;
         }
         (Task::Resume { .. }, Some(payload)) if payload.files != stamps => {
             let changed: Vec<&str> = payload
@@ -222,7 +246,13 @@ async fn run_durable(
         (Task::Resume { .. }, _) => {}
     }
     let mode = if steal { AcquireMode::Steal } else { AcquireMode::Free };
-    let acquired = durable.store.acquire(run, &durable.owner, durable.lease, mode).await;
+    let mut acquired = patiently!(durable.store.acquire(run, &durable.owner, durable.lease, mode));
+    if let Ok(Acquired::Held { owner, .. }) = &acquired
+        && process::is_dead(owner)
+    {
+        tracing::info!("run {run} is held by {owner}, which is dead");
+        acquired = patiently!(durable.store.acquire(run, &durable.owner, durable.lease, AcquireMode::Steal));
+    }
     let held = match acquired.map_err(|error| refuse(store_report(&error)))? {
         Acquired::Lease(held) => held,
         Acquired::Held { owner, expires_in } => {
@@ -245,12 +275,19 @@ async fn run_durable(
     let fence = held.fence;
     let lease = Lease::keep(Arc::clone(&durable.store), fence, durable.lease, cancel);
     let work = stages::Work { engine, durable, compiled: &compiled, inputs, run, version: held.version, fence, began };
-    let outcome = match durable.store.start(&fence).await {
+    let outcome = match patiently!(durable.store.start(&fence)) {
         Ok(()) => work.run(&lease.cancel, observer).await,
-        Err(error) => Err(stages::Stop::Report(Box::new(store_report(&error)))),
+        Err(error) => Err(error.into()),
     };
     let ended = lease.end();
-    settle(durable, &fence, outcome, ended, cancel, &workflow).await
+    let settled = settle(durable, &fence, outcome, ended, &workflow).await;
+    if let Err(RunError::Failed(reports)) = &settled
+        && reports.reports.iter().any(|report| report.code == "RM0805")
+        && let Err(stop) = work.sweep(true).await
+    {
+        tracing::warn!("files of this attempt at run {run} stay: {stop:?}");
+    }
+    settled
 }
 
 /// Writes down how the run ended.
@@ -259,24 +296,24 @@ async fn settle(
     fence: &Fence,
     outcome: Result<RunReport, stages::Stop>,
     ended: lease::Ended,
-    cancel: &CancellationToken,
     workflow: &Workflow,
 ) -> Result<RunReport, RunError> {
     let failed = |report: Diagnostic| {
         RunError::Failed(Diagnostics { reports: vec![report], texts: Arc::clone(&workflow.texts) })
     };
     let lost = || {
-        Diagnostic::error("RM0805", format!("run {} was taken over by another process", fence.run))
-            .fault(Fault::Environment)
-            .help("this process stopped; what it had committed counts for the one that goes on")
+        let message = format!("run {} was taken over by another process", fence.run);
+        failed(
+            Diagnostic::error("RM0805", message)
+                .fault(Fault::Environment)
+                .help("this process stopped; what it had committed counts for the one that goes on"),
+        )
     };
-    if ended == lease::Ended::Lost {
-        return Err(failed(lost()));
-    }
     let finish = |status, error: Option<String>, counts| async move {
-        durable.store.finish(fence, &Finish { status, error, counts }).await
+        let finish = Finish { status, error, counts };
+        patiently!(durable.store.finish(fence, &finish))
     };
-    match outcome {
+    let stop = match outcome {
         Ok(report) => {
             let mut counts = OutcomeCounts::default();
             for items in &report.items {
@@ -286,40 +323,49 @@ async fn settle(
                 true => RunStatus::SucceededWithFailures,
                 false => RunStatus::Succeeded,
             };
-            finish(status, None, counts).await.map_err(|error| failed(store_report(&error)))?;
-            Ok(report)
-        }
-        Err(stages::Stop::Cancelled) => {
-            // Ctrl-C leaves a run that can go on; `rowmill cancel` ends it.
-            let status = if ended == lease::Ended::CancelAsked { RunStatus::Cancelled } else { RunStatus::Stopped };
-            if let Err(error) = finish(status, None, OutcomeCounts::default()).await {
-                tracing::warn!("the run store did not take the run's end: {error}");
-            }
-            Err(RunError::Cancelled)
-        }
-        Err(stop) => {
-            let report = match stop {
-                stages::Stop::Report(report) => *report,
-                stages::Stop::Error(error) => report(&error),
-                stages::Stop::Stopped(stopped) => stopped_report(&stopped),
-                stages::Stop::Cancelled => return Err(RunError::Cancelled),
+            return match finish(status, None, counts).await {
+                Ok(()) => Ok(report),
+                Err(Error::Fenced { .. }) => Err(lost()),
+                Err(error) => Err(failed(store_report(&error))),
             };
-            let report = match (report.fault, cancel.is_cancelled()) {
-                (Fault::Environment, _) => {
-                    report.help(format!("`rowmill resume {}` goes on from what is committed", fence.run))
-                }
-                _ => report,
-            };
-            let status = match report.fault {
-                Fault::Environment | Fault::Internal => RunStatus::Stopped,
-                Fault::Workflow | Fault::Data => RunStatus::Failed,
-            };
-            if let Err(error) = finish(status, Some(report.message.clone()), OutcomeCounts::default()).await {
-                tracing::warn!("the run store did not take the run's end: {error}");
-            }
-            Err(failed(report))
         }
+        Err(stop) => stop,
+    };
+    let report = match (stop, ended) {
+        (stages::Stop::Lost, _) | (_, lease::Ended::Lost) => return Err(lost()),
+        (_, lease::Ended::Expired) => {
+            let message = format!("run {}: the run store did not answer for as long as the lease lasts", fence.run);
+            return Err(failed(
+                Diagnostic::error("RM0808", message)
+                    .fault(Fault::Environment)
+                    .help(format!("`rowmill resume {}` goes on from what is committed", fence.run)),
+            ));
+        }
+        (stages::Stop::Cancelled, _) => None,
+        (stages::Stop::Report(report), _) => Some(*report),
+        (stages::Stop::Error(error), _) => Some(report(&error)),
+        (stages::Stop::Stopped(stopped), _) => Some(stopped_report(&stopped)),
+    };
+    let report = report.map(|report| match report.fault {
+        Fault::Environment => report.help(format!("`rowmill resume {}` goes on from what is committed", fence.run)),
+        _ => report,
+    });
+    let status = match report.as_ref().map(|report| report.fault) {
+        // What changed can be put back.
+        _ if report.as_ref().is_some_and(|report| report.code == "RM0802") => RunStatus::Stopped,
+        // Ctrl-C leaves a run that can go on; `rowmill cancel` ends it.
+        None if ended == lease::Ended::CancelAsked => RunStatus::Cancelled,
+        None | Some(Fault::Environment | Fault::Internal) => RunStatus::Stopped,
+        Some(Fault::Workflow | Fault::Data) => RunStatus::Failed,
+    };
+    let message = report.as_ref().map(|report| report.message.clone());
+    match durable.store.finish(fence, &Finish { status, error: message, counts: OutcomeCounts::default() }).await {
+        Ok(()) => {}
+        Err(Error::Fenced { .. }) => return Err(lost()),
+        // The lease ends by itself, and then the run can go on all the same.
+        Err(error) => tracing::warn!("the run store did not take the run's end: {error}"),
     }
+    Err(report.map_or(RunError::Cancelled, failed))
 }
 
 fn new_run(run: RunId, workflow: &Workflow, text: &str, payload: &Payload, actor: &str) -> Result<NewRun, Diagnostic> {

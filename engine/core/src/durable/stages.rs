@@ -1,9 +1,9 @@
 //! The stages of a durable run, one after the other: chunks in, chunks through a step, sinks at the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -26,7 +26,7 @@ use rowmill_store::{
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use super::chunks::{ChunkFile, ChunkScanExec, ChunkWriter, read_chunk, write_chunks};
+use super::chunks::{ChunkFile, ChunkScanExec, ChunkWriter, create_folder, read_chunk, write_chunks};
 use super::{Durable, attempt_id, fingerprint, store_report};
 use crate::calls::exec::datafusion_error;
 use crate::calls::{Call, RunScope};
@@ -39,28 +39,6 @@ use crate::plan::edge::Producer;
 use crate::plan::guarded::Guard;
 use crate::runtime::Engine;
 
-/// How long a call to the run store is repeated while it says that another try can help.
-const STORE_PATIENCE: Duration = Duration::from_secs(60);
-
-/// Repeats a call to the run store while that can help: a restart of its server is no reason to give a run up.
-macro_rules! patiently {
-    ($call:expr) => {{
-        let started = Instant::now();
-        let mut wait = Duration::from_millis(50);
-        loop {
-            match $call.await {
-                Ok(done) => break Ok(done),
-                Err(error) if error.is_retryable() && started.elapsed() < STORE_PATIENCE => {
-                    tracing::warn!("the run store did not answer and is asked again: {error}");
-                    tokio::time::sleep(wait).await;
-                    wait = (wait * 2).min(Duration::from_secs(2));
-                }
-                Err(error) => break Err(Stop::Report(Box::new(store_report(&error)))),
-            }
-        }
-    }};
-}
-
 /// Why the work ended early.
 #[derive(Debug)]
 pub(super) enum Stop {
@@ -68,6 +46,17 @@ pub(super) enum Stop {
     Error(DataFusionError),
     Stopped(StepStopped),
     Cancelled,
+    /// Another process has the run.
+    Lost,
+}
+
+impl From<rowmill_store::Error> for Stop {
+    fn from(error: rowmill_store::Error) -> Self {
+        match error {
+            rowmill_store::Error::Fenced { .. } => Stop::Lost,
+            error => Stop::Report(Box::new(store_report(&error))),
+        }
+    }
 }
 
 impl From<DataFusionError> for Stop {
@@ -117,7 +106,7 @@ struct Attempt<'a> {
 impl Work<'_> {
     pub(super) async fn run(&self, cancel: &CancellationToken, observer: &dyn Observer) -> Result<RunReport, Stop> {
         let folder = self.durable.folder_of(self.run);
-        std::fs::create_dir_all(&folder).map_err(|error| self.cannot_write(&folder, &error.to_string()))?;
+        create_folder(&folder).map_err(|error| self.cannot_write(&folder, &error.to_string()))?;
         let mut staged = local::stage(self.engine, self.compiled, attempt_id()).await?;
         let attempt = Attempt {
             scope: self.engine.scope(&self.run.to_string(), cancel, folder),
@@ -138,6 +127,16 @@ impl Work<'_> {
                 return Err(if cancel.is_cancelled() { Stop::Cancelled } else { stop });
             }
         };
+        // A process that slept past its lease must not publish over the one that took the run. A rename cannot be
+        // fenced; this makes sure that the lease lasts for much longer than it takes.
+        let ours = match cancel.is_cancelled() {
+            true => Err(Stop::Cancelled),
+            false => patiently!(self.durable.store.renew(&self.fence, self.durable.lease)).map_err(Stop::from),
+        };
+        if let Err(stop) = ours {
+            local::discard(staged).await;
+            return Err(stop);
+        }
         let sinks = local::publish(self.compiled, staged, &done.written).await;
         let sinks = sinks.map_err(|report| Stop::Report(Box::new(report)))?;
         let samples = attempt.samples.into_inner();
@@ -156,6 +155,7 @@ impl Work<'_> {
         let output: Vec<&str> = sinks.iter().map(|sink| sink.path.as_str()).collect();
         let output = output.join(", ");
         patiently!(self.durable.store.publish_version(&self.fence, self.version, &output, &counts, &[]))?;
+        self.sweep(false).await?;
         Ok(RunReport {
             id: *self.run.as_uuid(),
             workflow: self.compiled.workflow.name.value.clone(),
@@ -236,11 +236,34 @@ impl Work<'_> {
         self.durable.folder_of(self.run).join(output)
     }
 
-    fn cannot_write(&self, path: &std::path::Path, message: &str) -> Stop {
+    fn cannot_write(&self, path: &Path, message: &str) -> Stop {
         let report = Diagnostic::error("RM0704", format!("{}: {message}", path.display())).fault(Fault::Environment);
         Stop::Report(Box::new(
             report.help("durable runs live in `state.dir`; check who owns it and whether it is full"),
         ))
+    }
+
+    /// Removes files that no commit of any version names: those of attempts that died, or, for a process that lost the
+    /// run to another, only its own.
+    pub(super) async fn sweep(&self, only_own: bool) -> Result<(), Stop> {
+        let folder = self.durable.folder_of(self.run);
+        // File names end with the token of the attempt.
+        let own = only_own.then(|| format!("-{}.", self.fence.token));
+        let mut kept: BTreeSet<PathBuf> = BTreeSet::new();
+        for version in 1..=self.version {
+            for stage in patiently!(self.durable.store.stages(self.run, version))? {
+                for chunk in self.committed(stage.id).await? {
+                    kept.insert(folder.join(&chunk.commit.output));
+                    kept.extend(chunk.commit.ledger.map(|ledger| folder.join(ledger)));
+                }
+            }
+        }
+        let swept = tokio::task::spawn_blocking(move || remove_others(&folder, &kept, own.as_deref())).await;
+        if let Ok(Err(error)) | Err(error) = swept.map_err(std::io::Error::other) {
+            // They only take room, until `rowmill gc`.
+            tracing::warn!("files of interrupted attempts of run {} stay: {error}", self.run);
+        }
+        Ok(())
     }
 
     /// Registers the next stage.
@@ -249,19 +272,16 @@ impl Work<'_> {
         *next += 1;
         let stage =
             NewStage { id, name: name.to_owned(), class: class.to_owned(), fingerprint: print, payload: Vec::new() };
-        match self.durable.store.put_stages(&self.fence, std::slice::from_ref(&stage)).await {
+        match patiently!(self.durable.store.put_stages(&self.fence, std::slice::from_ref(&stage))) {
             Err(rowmill_store::Error::Conflict { .. }) => {
                 let message = format!("run {}: stage `{name}` is not what it was when the run began", self.run);
-                return Err(Stop::Report(Box::new(Diagnostic::error("RM0802", message).fault(Fault::Data).help(
+                Err(Stop::Report(Box::new(Diagnostic::error("RM0802", message).fault(Fault::Data).help(
                     "the workflow, its configuration or Rowmill itself changed; start over with `rowmill resume --restart`",
-                ))));
+                ))))
             }
-            Err(error) if !error.is_retryable() => return Err(Stop::Report(Box::new(store_report(&error)))),
-            Ok(()) => return Ok(id),
-            Err(_) => {}
+            Err(error) => Err(error.into()),
+            Ok(()) => Ok(id),
         }
-        patiently!(self.durable.store.put_stages(&self.fence, std::slice::from_ref(&stage)))?;
-        Ok(id)
     }
 
     async fn committed(&self, stage: StageId) -> Result<Vec<CommittedChunk>, Stop> {
@@ -296,7 +316,7 @@ impl Work<'_> {
     }
 
     async fn status(&self, stage: StageId, status: StageStatus) -> Result<(), Stop> {
-        patiently!(self.durable.store.set_stage_status(&self.fence, stage, status, None))
+        Ok(patiently!(self.durable.store.set_stage_status(&self.fence, stage, status, None))?)
     }
 
     /// A stage of rows that SQL makes: all of its chunks are committed together, or it is made again.
@@ -335,6 +355,7 @@ impl Work<'_> {
         }
         let committed = self.committed(stage).await?;
         if committed.len() == specs.len() {
+            self.status(stage, StageStatus::Done).await?;
             return Ok(committed);
         }
         // Sealed and not committed: its files were on disk before the seal.
@@ -360,7 +381,7 @@ impl Work<'_> {
         for commits in commits.chunks(1000) {
             let results = patiently!(self.durable.store.commit_chunks(&self.fence, commits))?;
             if results.contains(&CommitResult::Fenced) {
-                return Err(Stop::Cancelled);
+                return Err(Stop::Lost);
             }
         }
         self.status(stage, StageStatus::Done).await?;
@@ -467,9 +488,12 @@ impl Work<'_> {
                 .collect();
             patiently!(self.durable.store.put_chunks(&self.fence, stage, &specs, true))?;
         }
-        self.status(stage, StageStatus::Running).await?;
         let done: BTreeMap<u64, CommittedChunk> =
             self.committed(stage).await?.into_iter().map(|chunk| (chunk.commit.chunk.chunk, chunk)).collect();
+        if done.len() < input.len() {
+            // A stage that an earlier attempt brought to its end stays done.
+            self.status(stage, StageStatus::Running).await?;
+        }
         let meter = self.compiled.meters.get(call.step.as_ref());
         for chunk in done.values() {
             if let Ok(counts) = serde_json::from_slice(&chunk.commit.payload) {
@@ -547,8 +571,10 @@ impl Work<'_> {
             return Err(Stop::Cancelled);
         }
         // The order that makes a commit true: files on disk, then their names, then the journal.
-        let file = tokio::task::block_in_place(|| writer.finish()).map_err(disk)?;
-        let kept = tokio::task::block_in_place(|| ledger.finish());
+        let file = writer.finish_aside().await?;
+        let ledger_of_task = Arc::clone(&ledger);
+        let kept = tokio::task::spawn_blocking(move || ledger_of_task.finish()).await;
+        let kept = kept.map_err(|error| DataFusionError::ExecutionJoin(Box::new(error)))?;
         let kept = kept.map_err(|error| self.cannot_write(&error.path, &error.message))?;
         if !ledger.samples().is_empty() {
             let mut samples = attempt.samples.lock();
@@ -570,9 +596,28 @@ impl Work<'_> {
         };
         match patiently!(self.durable.store.commit_chunk(&self.fence, &commit))? {
             CommitResult::Committed | CommitResult::AlreadyCommitted { .. } => Ok(()),
-            CommitResult::Fenced => Err(Stop::Cancelled),
+            CommitResult::Fenced => Err(Stop::Lost),
         }
     }
+}
+
+/// Removes every file below a run's folder that is not one of these, or every such file with a mark in its name.
+fn remove_others(folder: &Path, kept: &BTreeSet<PathBuf>, mark: Option<&str>) -> std::io::Result<()> {
+    for stage in std::fs::read_dir(folder)? {
+        let stage = stage?;
+        if !stage.file_type()?.is_dir() {
+            continue;
+        }
+        for file in std::fs::read_dir(stage.path())? {
+            let file = file?;
+            let path = file.path();
+            let marked = mark.is_none_or(|mark| file.file_name().to_string_lossy().contains(mark));
+            if marked && !kept.contains(&path) {
+                std::fs::remove_file(&path)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The run store's form of outcome counts.

@@ -1,0 +1,342 @@
+"""Faults of the environment that a durable run must bear: each makes the fault, sees that it happened, and goes on."""
+
+import collections
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+from kill_workflow import ROW_WISE, Journal, Place, Run, kill, require
+
+# The lease of a run (30 s) and a little more.
+LEASE_S = 30
+# The exit code for "stopped by the environment; it can go on".
+ENVIRONMENT = 75
+
+
+@dataclass
+class Tools:
+    """What the modes share with the rounds."""
+
+    place: Place
+    reference: Any
+    check_end: Callable
+
+    def ends_well(self, run: Run) -> str:
+        """Asserts all that holds of every run that ended; says what is worth knowing."""
+        figures: collections.Counter = collections.Counter()
+        self.check_end(run, self.reference, figures)
+        return f"{figures['items unknown']} unknown" if figures["items unknown"] else ""
+
+
+def wait_until(what: Callable[[], bool], message: str, seconds: float = 60) -> None:
+    """Waits for something that a process is about to do."""
+    end = time.monotonic() + seconds
+    while not what():
+        require(time.monotonic() < end, f"waited in vain: {message}")
+        time.sleep(0.01)
+
+
+def answered(run: Run, many: int) -> Callable[[], bool]:
+    """Whether the service has answered so many requests of a run."""
+    return lambda: sum(call.is_final for call in run.service.calls) >= many
+
+
+def codes(run: Run) -> set[str]:
+    """The codes of the errors that the last process reported."""
+    lines = run.tail().splitlines()
+    found = [json.loads(line) for line in lines if line.startswith("{")]
+    return {error["code"] for error in found[-1].get("errors", [])} if found else set()
+
+
+def full_disk(tools: Tools) -> str:
+    """The state directory is on a disk that runs full; there is room again, and the run goes on."""
+    if os.geteuid() != 0:
+        return "skipped: only root can mount a small disk"
+    folder = tools.place.folder / "small-disk"
+    folder.mkdir(exist_ok=True)
+    run = Run(tools.place, "full-disk", state=folder / "state")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900k", "rowmill-kill", folder], capture_output=True)
+    if mounted.returncode != 0:
+        return f"skipped: {mounted.stderr.decode().strip()}"
+    try:
+        run.finish(run.begin(), (ENVIRONMENT,))
+        require(bool(codes(run) & {"RM0702", "RM0704", "RM0808", "RM0705"}), f"the code is {codes(run)}\n{run.tail()}")
+        require(all(run.output(name) is None for name in ROW_WISE), "a run that failed has published")
+        asked = len(run.service.calls)
+        subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
+        if not run.exists():
+            run.finish(run.begin())
+        else:
+            run.finish(run.resume())
+        said = tools.ends_well(run)
+        return f"full after {asked} calls; {said}"
+    finally:
+        run.service.drained()
+        subprocess.run(["umount", "-l", folder], check=False)
+
+
+def locked_store(tools: Tools) -> str:
+    """Another process holds the store's lock for longer than SQLite waits for it."""
+    run = Run(tools.place, "locked-store")
+    process = run.begin()
+    wait_until(answered(run, 200), "200 answers")
+    locker = sqlite3.connect(run.state / "runs.db", timeout=30, isolation_level=None)
+    locker.execute("BEGIN EXCLUSIVE")
+    committed = len(Journal(run).committed)
+    time.sleep(12)
+    require(process.poll() is None, f"the process did not wait\n{run.tail()}")
+    require(len(Journal(run).committed) == committed, "something was committed under somebody else's lock")
+    locker.execute("ROLLBACK")
+    locker.close()
+    run.finish(process)
+    said = tools.ends_well(run)
+    run.close()
+    return said
+
+
+def corrupted_store(tools: Tools) -> str:
+    """The store's file is damaged: a clear end, and nothing half-written."""
+    run = Run(tools.place, "corrupted-store")
+    process = run.begin()
+    wait_until(answered(run, 300), "300 answers")
+    require(kill(process, 0), "the process had ended")
+    path = run.state / "runs.db"
+    # All that the write-ahead log holds goes into the file, and then the pages behind the first are overwritten.
+    store = sqlite3.connect(path)
+    store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    store.close()
+    size = path.stat().st_size
+    require(size > 16384, "the store is too small to be damaged")
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xa5" * (size - 4096))
+    for words in (("resume", "last"), ("runs",), ("run", "flow.yaml", "--durable")):
+        run.finish(run.start(*words), (ENVIRONMENT,))
+        require("RM0808" in codes(run), f"{words}: the codes are {codes(run)}\n{run.tail()}")
+    require(all(run.output(name) is None for name in ROW_WISE), "a run that failed has published")
+    # A store that is no database at all.
+    path.write_bytes(b"not a database, but a file of somebody else" * 200)
+    run.finish(run.start("runs"), (ENVIRONMENT,))
+    require(path.read_bytes().startswith(b"not a database"), "somebody else's file was changed")
+    run.close()
+    return ""
+
+
+def postgres_restart(tools: Tools) -> str:
+    """The run store is a PostgreSQL server that crashes and comes back in the middle; then a kill on top."""
+    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    if not binaries:
+        return "skipped: PostgreSQL's server is not installed"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    data = tempfile.mkdtemp(prefix="rowmill-kill-pg-")
+    as_user = []
+    if os.geteuid() == 0:
+        as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--"]
+        subprocess.run(["chown", "postgres:postgres", data], check=True)
+
+    def pg(program: str, *words: str) -> None:
+        command = [*as_user, str(binaries[0] / program), "-D", f"{data}/db", *words]
+        subprocess.run(command, check=True, cwd="/tmp", stdout=subprocess.DEVNULL)
+
+    flags = f"-p {port} -k {data} -c listen_addresses=127.0.0.1"
+    pg("initdb", "-U", "rowmill", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8")
+    pg("pg_ctl", "start", "-w", "-l", f"{data}/log", "-o", flags)
+    try:
+        url = f"postgres://rowmill@127.0.0.1:{port}/postgres"
+        run = Run(tools.place, "postgres", store=url)
+        process = run.begin()
+        for many in (200, 1200):
+            wait_until(answered(run, many), f"{many} answers")
+            require(process.poll() is None, f"the process had ended\n{run.tail()}")
+            pg("pg_ctl", "restart", "-w", "-m", "immediate", "-l", f"{data}/log", "-o", flags)
+        wait_until(answered(run, 2000), "2000 answers")
+        require(kill(process, 0.05), "the process had ended before the kill")
+        run.service.drained()
+        process = run.resume()
+        pg("pg_ctl", "restart", "-w", "-m", "immediate", "-l", f"{data}/log", "-o", flags)
+        run.finish(process)
+        said = tools.ends_well(run)
+        run.close()
+        return said
+    finally:
+        pg("pg_ctl", "stop", "-m", "immediate")
+        subprocess.run(["rm", "-rf", data], check=False)
+
+
+def asleep(tools: Tools, steal: bool) -> str:
+    """A process is stopped, another takes the run and ends it; the first wakes, and neither commits nor publishes."""
+    run = Run(tools.place, "stolen" if steal else "expired")
+    first = run.begin()
+    wait_until(answered(run, 800), "800 answers")
+    require(kill(first, 0, signal.SIGSTOP), "the process had ended")
+    time.sleep(0.2)
+    try:
+        if not steal:
+            run.finish(run.resume(), (ENVIRONMENT,))
+            require("RM0803" in codes(run), f"the code is {codes(run)}, not that the run is held")
+            time.sleep(LEASE_S + 1)
+        second = run.resume(*(["--steal"] if steal else []))
+        code = second.wait(120)
+        require(code in (0, 3), f"the second process ended with {code}\n{run.tail()}")
+        before = {name: (run.folder / "out" / name).stat().st_ino for name in [*ROW_WISE, "wide.csv"]}
+        committed = Journal(run).committed
+    finally:
+        first.send_signal(signal.SIGCONT)
+    run.finish(first, (ENVIRONMENT,))
+    require("RM0805" in codes(run), f"the code is {codes(run)}, not that the run was taken\n{run.tail()}")
+    after = {name: (run.folder / "out" / name).stat().st_ino for name in [*ROW_WISE, "wide.csv"]}
+    require(after == before, "the process that slept has published")
+    require(Journal(run).committed == committed, "the process that slept has committed")
+    said = tools.ends_well(run)
+    run.close()
+    return said
+
+
+def stolen(tools: Tools) -> str:
+    """`resume --steal` takes the run from a process that is stopped and wakes up after the end."""
+    return asleep(tools, steal=True)
+
+
+def expired(tools: Tools) -> str:
+    """The lease of a stopped process ends by itself; before that, the run is held."""
+    return asleep(tools, steal=False)
+
+
+def awake(tools: Tools) -> str:
+    """`resume --steal` takes the run from a process that is awake: that one ends with RM0805."""
+    run = Run(tools.place, "awake")
+    first = run.begin()
+    wait_until(answered(run, 800), "800 answers")
+    second = run.resume("--steal")
+    code = first.wait(60)
+    require(code == ENVIRONMENT, f"the first process ended with {code}\n{run.tail()}")
+    run.finish(second)
+    require("RM0805" in run.tail(), f"nobody was told that the run was taken\n{run.tail()}")
+    said = tools.ends_well(run)
+    run.close()
+    return said
+
+
+def two_resumes(tools: Tools) -> str:
+    """Two processes resume one run at the same moment: one gets it, the other is refused."""
+    run = Run(tools.place, "two-resumes")
+    process = run.begin()
+    wait_until(answered(run, 800), "800 answers")
+    require(kill(process, 0, signal.SIGINT), "the process had ended")
+    run.finish(process, (130,))
+    both = [run.resume(), run.resume()]
+    ends = sorted(one.wait(120) for one in both)
+    # The one that lost is told that the run is held (75), or that it has ended (1).
+    require(ends[0] in (0, 1, 3) and 3 in ends and ends.count(3) == 1, f"they ended with {ends}\n{run.tail()}")
+    run.service.drained()
+    said = tools.ends_well(run)
+    run.close()
+    return said
+
+
+def cancelled(tools: Tools) -> str:
+    """`rowmill cancel` from another process ends the run for good."""
+    run = Run(tools.place, "cancelled")
+    process = run.begin()
+    wait_until(answered(run, 200), "200 answers")
+    # Sleeping processes cancel as well: the request is in the store.
+    process.send_signal(signal.SIGSTOP)
+    run.ask("cancel", "last", "--reason", "test")
+    process.send_signal(signal.SIGCONT)
+    code = process.wait(60)
+    require(code in (130, 3), f"the process ended with {code}\n{run.tail()}")
+    status = run.ask("show", "last")[0]["run"]["status"]
+    require(code == 3 or status == "cancelled", f"the run is {status}")
+    run.finish(run.resume(), (1,))
+    require("RM0804" in codes(run), f"the code is {codes(run)}, not that the run has ended")
+    require(code == 3 or all(run.output(name) is None for name in ROW_WISE), "a cancelled run has published")
+    run.close()
+    return "it had ended before it heard" if code == 3 else ""
+
+
+def changed(tools: Tools) -> str:
+    """A changed workflow or source is refused on resume; put back, the run goes on; a lost chunk file is named."""
+    run = Run(tools.place, "changed")
+    process = run.begin()
+    wait_until(answered(run, 800), "800 answers")
+    require(kill(process, 0), "the process had ended")
+    run.service.drained()
+    flow = run.folder / "flow.yaml"
+    text = flow.read_text()
+    source = tools.place.folder / "input" / "0.csv"
+    original, times = source.read_bytes(), source.stat()
+    for name, change, undo in (
+        ("workflow", lambda: flow.write_text(f"{text}# changed\n"), lambda: flow.write_text(text)),
+        ("source", lambda: source.write_bytes(original + b"1,1,x\n"), lambda: restore(source, original, times)),
+    ):
+        change()
+        calls = len(run.service.calls)
+        run.finish(run.resume(), (1,))
+        undo()
+        require("RM0802" in codes(run), f"{name}: the code is {codes(run)}\n{run.tail()}")
+        require(len(run.service.calls) == calls, f"{name}: calls were made")
+    chunk = next(path for path in (run.state / "runs").glob("*/*enriched.input/*.arrow"))
+    chunk.rename(f"{chunk}.away")
+    run.finish(run.resume(), (ENVIRONMENT, 1))
+    require(chunk.name in run.tail(), f"the message does not name the lost file\n{run.tail()}")
+    Path(f"{chunk}.away").rename(chunk)
+    run.finish(run.resume())
+    said = tools.ends_well(run)
+    run.close()
+    return said
+
+
+def restore(path: Path, content: bytes, times: os.stat_result) -> None:
+    """A file as it was, down to its time."""
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def collected(tools: Tools) -> str:
+    """`rowmill gc` removes what ended and leaves what can go on."""
+    run = Run(tools.place, "collected")
+    run.finish(run.begin())
+    tools.ends_well(run)
+    wanted = sum(call.is_final for call in run.service.calls) + 300
+    process = run.begin()
+    wait_until(answered(run, wanted), "300 answers to the second run")
+    require(kill(process, 0), "the process had ended")
+    run.service.drained()
+    before = run.ask("gc", "--older-than", "0s", "--dry-run")[0]
+    require(before["runs"] == 1 and before["bytes"] > 0, f"it would remove {before}")
+    run.ask("gc", "--older-than", "0s")
+    left = [one["status"] for one in run.ask("runs")[0]["runs"]]
+    require(left == ["running"], f"left are {left}")
+    folders = list((run.state / "runs").iterdir())
+    require(len(folders) == 1, f"folders are left: {folders}")
+    run.finish(run.resume())
+    run.close()
+    return ""
+
+
+MODES: dict[str, Callable[[Tools], str]] = {
+    "full-disk": full_disk,
+    "locked-store": locked_store,
+    "corrupted-store": corrupted_store,
+    "postgres-restart": postgres_restart,
+    "stolen": stolen,
+    "awake": awake,
+    "two-resumes": two_resumes,
+    "cancelled": cancelled,
+    "changed": changed,
+    "collected": collected,
+    "expired": expired,
+}
+#: Modes that take longer than what they show is worth to every change.
+SLOW = {"expired"}
