@@ -122,8 +122,8 @@ fn items_that_fail_are_dead_lettered_and_the_rest_is_written() {
         _ => (200, format!("{{\"answer\": {}}}", number(path) * 2)),
     });
     let space = Scratch::new();
-    space.write("flow.yaml", &workflow("    on_error: dead_letter"));
-    space.write("rowmill.yaml", &service.configuration(""));
+    space.write("flow.yaml", workflow("    on_error: dead_letter"));
+    space.write("rowmill.yaml", service.configuration(""));
     let done = space.rowmill(&["run", "flow.yaml", "--output", "json"]);
     assert_eq!(done.code, 3, "{}{}", done.out, done.err);
     let report: Value = serde_json::from_str(&done.out).unwrap();
@@ -144,8 +144,8 @@ fn the_first_failure_stops_a_run_that_says_nothing_else() {
         other => (200, format!("{{\"answer\": {other}}}")),
     });
     let space = Scratch::new();
-    space.write("flow.yaml", &workflow(""));
-    space.write("rowmill.yaml", &service.configuration(""));
+    space.write("flow.yaml", workflow(""));
+    space.write("rowmill.yaml", service.configuration(""));
     let done = space.rowmill(&["run", "flow.yaml"]);
     assert_eq!(done.code, 1, "{}", done.err);
     assert!(done.err.contains("RM0610") && done.err.contains("`called`"), "{}", done.err);
@@ -161,8 +161,8 @@ fn what_passes_is_tried_again() {
         _ => (200, format!("{{\"answer\": {}}}", number(path))),
     });
     let space = Scratch::new();
-    space.write("flow.yaml", &workflow(""));
-    space.write("rowmill.yaml", &service.configuration(""));
+    space.write("flow.yaml", workflow(""));
+    space.write("rowmill.yaml", service.configuration(""));
     let done = space.rowmill(&["run", "flow.yaml", "--output", "json"]);
     assert_eq!(done.code, 0, "{}{}", done.out, done.err);
     let report: Value = serde_json::from_str(&done.out).unwrap();
@@ -177,8 +177,8 @@ fn too_many_failures_stop_the_run() {
         _ => (200, "{\"answer\": 1}".to_owned()),
     });
     let space = Scratch::new();
-    space.write("flow.yaml", &workflow("    on_error: skip\n    max_errors: 10"));
-    space.write("rowmill.yaml", &service.configuration(""));
+    space.write("flow.yaml", workflow("    on_error: skip\n    max_errors: 10"));
+    space.write("rowmill.yaml", service.configuration(""));
     let done = space.rowmill(&["run", "flow.yaml"]);
     assert_eq!(done.code, 1, "{}", done.err);
     assert!(done.err.contains("RM0611"), "{}", done.err);
@@ -191,8 +191,8 @@ fn a_default_stands_in_for_what_failed() {
         other => (200, format!("{{\"answer\": {other}}}")),
     });
     let space = Scratch::new();
-    space.write("flow.yaml", &workflow("    on_error: {default: {answer: -1}}"));
-    space.write("rowmill.yaml", &service.configuration(""));
+    space.write("flow.yaml", workflow("    on_error: {default: {answer: -1}}"));
+    space.write("rowmill.yaml", service.configuration(""));
     let done = space.rowmill(&["run", "flow.yaml", "--output", "json"]);
     assert_eq!(done.code, 0, "{}{}", done.out, done.err);
     assert!(std::fs::read_to_string(space.path("out.csv")).unwrap().lines().any(|line| line == "9,-1"));
@@ -206,7 +206,7 @@ fn results_are_cached_on_disk_and_equal_items_are_sent_once() {
         .replace("from: numbers", "from: tens")
         .replace("steps:", "steps:\n  tens: {sql: 'SELECT value % 10 AS value, value AS n FROM numbers'}");
     space.write("flow.yaml", &text);
-    space.write("rowmill.yaml", &service.configuration(""));
+    space.write("rowmill.yaml", service.configuration(""));
     for round in 0..2 {
         let done = space.rowmill(&["run", "flow.yaml", "--output", "json"]);
         assert_eq!(done.code, 0, "{}{}", done.out, done.err);
@@ -263,8 +263,8 @@ fn a_durable_run_leaves_a_ledger_that_can_be_asked() {
         other => (200, format!("{{\"answer\": {other}}}")),
     });
     let space = Scratch::new();
-    space.write("flow.yaml", &workflow("    on_error: dead_letter"));
-    space.write("rowmill.yaml", &format!("{}state: {{chunk_rows: 30}}\n", service.configuration("")));
+    space.write("flow.yaml", workflow("    on_error: dead_letter"));
+    space.write("rowmill.yaml", format!("{}state: {{chunk_rows: 30}}\n", service.configuration("")));
     let done = space.rowmill(&["run", "flow.yaml", "--durable"]);
     assert_eq!(done.code, 3, "{}{}", done.out, done.err);
     assert_eq!(std::fs::read_to_string(space.path("out.csv")).unwrap().lines().count(), 200);
@@ -287,14 +287,14 @@ fn a_durable_run_leaves_a_ledger_that_can_be_asked() {
 fn what_is_wrong_with_a_step_is_said_before_anything_runs() {
     let service = Service::start(|_, _| (200, "{}".to_owned()));
     let space = Scratch::new();
-    space.write("rowmill.yaml", &service.configuration(""));
+    space.write("rowmill.yaml", service.configuration(""));
     for (from, to, code, word) in [
         ("connection: api", "connection: apj", "RM0411", "apj"),
         ("{value}", "{valve}", "RM0304", "valve"),
         ("from: numbers", "from: number", "RM0204", "number"),
         ("answer: {json", "value: {json", "RM0311", "value"),
     ] {
-        space.write("flow.yaml", &workflow("").replace(from, to));
+        space.write("flow.yaml", workflow("").replace(from, to));
         let done = space.rowmill(&["check", "flow.yaml"]);
         assert_eq!(done.code, 1, "{from}: {}{}", done.out, done.err);
         assert!(done.err.contains(code) && done.err.contains(word), "{from}: {}", done.err);
@@ -310,7 +310,7 @@ fn a_step_that_is_made_once_runs_to_its_end_whoever_reads_it() {
         .replace("path: /item/{value}", "method: POST\n      path: /item/{value}")
         .replace("from: called, path", "from: few, path");
     space.write("flow.yaml", &text);
-    space.write("rowmill.yaml", &service.configuration(""));
+    space.write("rowmill.yaml", service.configuration(""));
     let done = space.rowmill(&["run", "flow.yaml"]);
     assert_eq!(done.code, 0, "{}{}", done.out, done.err);
     assert_eq!(service.seen().len(), 200);

@@ -14,7 +14,7 @@ use arrow::error::ArrowError;
 use rowmill_cache::{CacheError, CacheKey, Entries, Freshness, ResultCache, StoredAt, keys, millis};
 use rowmill_step::{Cardinality, Fingerprint, Outcome};
 
-use crate::settle::Settled;
+use crate::settle::{Left, Settled};
 use crate::unit::{Loss, Piece, Rows, Unit};
 
 /// A step's results by key.
@@ -37,10 +37,7 @@ pub struct StepCache {
 /// What probing a unit found.
 pub(crate) struct Probed {
     pub(crate) settled: Settled,
-    /// Rows that are to be sent, ascending.
-    pub(crate) todo: Vec<u32>,
-    /// Rows that get what another row gets: (row, the row that is sent).
-    pub(crate) followers: Vec<(u32, u32)>,
+    pub(crate) left: Left,
 }
 
 impl StepCache {
@@ -80,7 +77,7 @@ impl StepCache {
             Ok(_) => {}
             Err(error) => {
                 tracing::warn!("what the cache holds cannot be put together, and is passed over: {error}");
-                return Probed { settled, todo, followers };
+                return Probed { settled, left: Left { todo, followers } };
             }
         }
         for ((row, key), hit) in todo.into_iter().zip(wanted).zip(&probe.hits) {
@@ -95,7 +92,7 @@ impl StepCache {
                 }
             }
         }
-        Probed { settled, todo: open, followers }
+        Probed { settled, left: Left { todo: open, followers } }
     }
 
     /// What a complete unit has to store: its keys and rows, in the order of the rows.

@@ -20,7 +20,7 @@ use crate::outcomes::{note, write_losses};
 use crate::policy::Order;
 use crate::replay::replay;
 use crate::sessions::Slot;
-use crate::settle::{Group, Settled, settle};
+use crate::settle::{Group, Left, Settled, settle};
 use crate::size::{batch_bytes, group_ends};
 use crate::unit::{Rows, Unit};
 
@@ -293,7 +293,7 @@ impl Driver {
         let probe = cache.clone().probe(unit.number, todo, keys, Arc::clone(&self.operator.shape.output));
         let probed = async move {
             let probed = probe.await;
-            Settled { left: Some((probed.todo, probed.followers)), ..probed.settled }
+            Settled { left: Some(probed.left), ..probed.settled }
         };
         self.running.push(probed.boxed());
     }
@@ -345,7 +345,7 @@ impl Driver {
     fn apply(&mut self, mut settled: Settled) {
         let at = self.window.partition_point(|unit| unit.number < settled.unit);
         let Some(unit) = self.window.get_mut(at).filter(|unit| unit.number == settled.unit) else { return };
-        if let Some((todo, followers)) = settled.left.take() {
+        if let Some(Left { todo, followers }) = settled.left.take() {
             self.todo += todo.len();
             self.starting = self.starting.min(unit.number);
             unit.todo = Rows::List(todo);

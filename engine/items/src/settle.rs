@@ -24,6 +24,14 @@ pub(crate) struct Group {
     pub(crate) ids: ItemIds,
 }
 
+/// What a probe of the cache leaves of a unit.
+pub(crate) struct Left {
+    /// Rows that are to be sent, ascending.
+    pub(crate) todo: Vec<u32>,
+    /// Rows that get what another row gets: (row, the row that is sent).
+    pub(crate) followers: Vec<(u32, u32)>,
+}
+
 /// What became of a group: every item is in exactly one of these.
 #[derive(Default)]
 pub(crate) struct Settled {
@@ -33,7 +41,7 @@ pub(crate) struct Settled {
     /// Whether those are ok without a call of their own.
     pub(crate) cached: bool,
     /// What is left to do of a unit that was probed, and who gets what another row gets.
-    pub(crate) left: Option<(Vec<u32>, Vec<(u32, u32)>)>,
+    pub(crate) left: Option<Left>,
     pub(crate) pieces: Vec<Piece>,
     pub(crate) losses: Vec<Loss>,
 }
