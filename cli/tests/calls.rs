@@ -233,7 +233,7 @@ fn a_lookup_keeps_duplicates_and_misses() {
     assert!(made.success());
     space.write(
         "rowmill.yaml",
-        &format!("connections: {{db: {{kind: sqlite, url: \"sqlite:{}\"}}}}\n", database.display()),
+        format!("connections: {{db: {{kind: sqlite, url: \"sqlite:{}\"}}}}\n", database.display()),
     );
     space.write(
         "flow.yaml",

@@ -84,6 +84,7 @@ async fn through(batches: Vec<RecordBatch>, rows: usize, in_flight: usize) -> Du
         shape: StepShape { input: schema("x"), output: schema("y") },
         input: schema("x"),
         limits: Vec::new(),
+        cache: None,
         tally: Arc::default(),
     })
     .unwrap();
