@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 /// Python runs signal handlers only on its main thread and only when asked, so a waiting thread has to ask.
 pub(crate) const LISTEN: Duration = Duration::from_millis(50);
 /// Plans are trees, and DataFusion walks them by recursion.
-const STACK_BYTES: usize = 16 << 20;
+const STACK_BYTES: usize = 64 << 20;
 
 /// Threads of a runtime. Whoever drops them last does not wait for them: an operator may be deep in a computation.
 pub(crate) struct Threads {

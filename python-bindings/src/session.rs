@@ -47,9 +47,20 @@ pub(crate) fn configure(
 }
 
 impl Shared {
-    /// A state for one query: its clock stands still.
+    /// A state with a catalog of its own, in which names can be registered.
+    pub(crate) fn own_state(&self) -> SessionState {
+        ordered(self.session.engine().session(false))
+    }
+
+    /// A state for running one plan: its clock stands still. It shares its catalog with all others, so nothing is
+    /// registered in it.
     pub(crate) fn query_state(&self, spilling_joins: bool) -> SessionState {
-        ordered(self.session.engine().session(spilling_joins))
+        // A copy, for registering every function anew takes longer than a small query.
+        let mut state = self.state.clone();
+        state.config_mut().options_mut().optimizer.prefer_hash_join = !spilling_joins;
+        let options = Arc::clone(state.config().options());
+        state.execution_props_mut().mark_start_execution(options);
+        state
     }
 }
 

@@ -44,7 +44,7 @@ pub(crate) fn sql(
             _ => return Err(PyTypeError::new_err(format!("parameter `{name}` is no plain value"))),
         }
     }
-    let state = shared.query_state(false);
+    let state = shared.own_state();
     let planned = wait(py, async move {
         let context = SessionContext::new_with_state(state).enable_url_table();
         for (name, frame) in frames {

@@ -237,6 +237,18 @@ fn described(py: Python<'_>, report: RunReport) -> PyResult<Bound<'_, PyDict>> {
         sinks.append(one)?;
     }
     answer.set_item("sinks", sinks)?;
+    let items = PyDict::new(py);
+    for step in &report.items {
+        let outcomes = PyDict::new(py);
+        for (outcome, many) in step.counts.outcomes.iter() {
+            outcomes.set_item(outcome.to_string(), many)?;
+        }
+        let samples = step.samples.iter();
+        let samples: Vec<(&str, &str, &str)> =
+            samples.map(|one| (one.item.as_str(), one.outcome, one.reason.as_str())).collect();
+        items.set_item(&step.step, (outcomes, samples, step.failures()))?;
+    }
+    answer.set_item("items", items)?;
     let collected = PyDict::new(py);
     for (name, batches) in report.collected {
         let schema = batches.first().map(|batch| batch.schema());

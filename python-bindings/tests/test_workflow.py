@@ -62,6 +62,32 @@ def test_yaml_there_and_back(flights):
     assert loaded.name == "late" and loaded.run({"least": 0}).steps["late"].rows == 3
 
 
+PROGRAM = """
+import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    n = message["item"]["n"]
+    answer = {"error": "three is bad"} if n == 3 else {"ok": {"doubled": n * 2}}
+    print(json.dumps({"id": message["id"], **answer}), flush=True)
+"""
+
+
+def test_outcomes_of_items(tmp_path):
+    (tmp_path / "double.py").write_text(PROGRAM)
+    text = (
+        "rowmill: 1\nname: doubling\nsources: {numbers: {range: {start: 0, end: 10}}}\nsteps:\n"
+        "  named: {sql: 'select value as n from numbers'}\n"
+        "  doubled:\n    command:\n      from: named\n"
+        f"      argv: ['{sys.executable}', '{tmp_path}/double.py']\n"
+        "      reads: [n]\n      output: {doubled: int64}\n    effects: pure\n    on_error: skip\n"
+        f"sinks: {{out: {{from: doubled, path: '{tmp_path}/out.parquet'}}}}\n"
+    )
+    run = Workflow.from_yaml(text).run()
+    assert run.outcomes["doubled"]["ok"] == 9 and sum(run.outcomes["doubled"].values()) == 10
+    assert run.samples["doubled"][0][2].endswith("three is bad") and "items of doubled: " in repr(run)
+    assert run.sinks["out"].read().count() == 9
+
+
 def test_frames_as_sources_and_steps(flights):
     frame = rowmill.read_parquet(flights / "flights.parquet").map(lambda delay: delay // 60, returns="int64", name="hours")
     workflow = (

@@ -50,11 +50,12 @@ class SinkRun:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that succeeded; one that does not raises a :class:`rowmill.RowmillError`."""
+    """A run that came to its end; one that does not raises a :class:`rowmill.RowmillError`."""
 
     #: UUIDv7.
     id: str
     workflow: str
+    #: `succeeded`, or `succeeded_with_failures` where items of a step did not get their result.
     status: str
     steps: dict[str, StepRun]
     sinks: dict[str, SinkRun]
@@ -67,10 +68,16 @@ class Run:
     warnings: list[str]
     #: Whether memory ran out in a hash join, so that the run started over with sort-merge joins.
     replanned: bool = False
+    #: What became of the items of steps that are not SQL: counts by outcome, by step.
+    outcomes: dict[str, dict[str, int]] = field(default_factory=dict)
+    #: The first few items of each such step that are not simply ok: (file:row, outcome, reason).
+    samples: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         lines = [f"Run {self.id} of {self.workflow}: {self.status} in {self.elapsed_s:.2f} s"]
         lines += [f"  step {step.name}: {step.rows:,} rows" for step in self.steps.values()]
+        for name, counts in self.outcomes.items():
+            lines.append(f"  items of {name}: " + ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items() if count))
         lines += [f"  sink {sink.name}: {sink.rows:,} rows in {sink.path}" for sink in self.sinks.values()]
         return "\n".join(lines)
 
@@ -295,9 +302,13 @@ def _run_of(report: dict[str, Any], base: str | None) -> Run:
         for one in report["sinks"]
     }
     tables = {name: pyarrow.table(batches) for name, batches in report["collected"].items()}
+    failures = sum(failed for _, _, failed in report["items"].values())
+    status = "succeeded_with_failures" if failures else "succeeded"
     return Run(
-        report["id"], report["workflow"], "succeeded", steps, sinks, tables, report["elapsed_s"],
+        report["id"], report["workflow"], status, steps, sinks, tables, report["elapsed_s"],
         report["unneeded"], report["warnings"], report["replanned"],
+        {name: outcomes for name, (outcomes, _, _) in report["items"].items()},
+        {name: samples for name, (_, samples, _) in report["items"].items()},
     )  # fmt: skip
 
 
