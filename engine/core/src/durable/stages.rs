@@ -215,6 +215,12 @@ impl Work<'_> {
         self.durable.folder_of(self.run).join(output)
     }
 
+    /// Where a stage's files lie. The name is for people; file systems take 255 bytes, and names may be longer.
+    fn stage_folder(&self, stage: StageId, name: &str) -> PathBuf {
+        let short = &name[..name.floor_char_boundary(100)];
+        self.durable.folder_of(self.run).join(format!("v{}-{}-{short}", stage.version, stage.stage))
+    }
+
     fn cannot_write(&self, path: &Path, message: &str) -> Stop {
         let report = Diagnostic::error("RM0704", format!("{}: {message}", path.display())).fault(Fault::Environment);
         Stop::Report(Box::new(
@@ -369,7 +375,7 @@ impl Work<'_> {
 
     async fn make_rows(&self, stage: StageId, name: &str, plan: Arc<dyn ExecutionPlan>) -> Result<Vec<ChunkFile>> {
         let context = Arc::new(TaskContext::from(&self.compiled.state));
-        let folder = self.durable.folder_of(self.run).join(format!("v{}-{}-{name}", stage.version, stage.stage));
+        let folder = self.stage_folder(stage, name);
         let (token, chunk_rows) = (self.fence.token, self.durable.chunk_rows.max(1));
         let partitions = execute_stream_partitioned(plan, context)?.into_iter().enumerate().map(|(at, rows)| {
             let folder = folder.clone();
@@ -460,7 +466,7 @@ impl Work<'_> {
         let read = tokio::task::spawn_blocking(move || read_chunk(&path)).await;
         let batches = read.map_err(|error| DataFusionError::ExecutionJoin(Box::new(error)))??;
         let schema = batches.first().map(RecordBatch::schema);
-        let folder = self.durable.folder_of(self.run).join(format!("v{}-{}-{}", stage.version, stage.stage, call.step));
+        let folder = self.stage_folder(stage, &call.step);
         let output = folder.join(format!("{number:06}-{}.arrow", self.fence.token));
         let ledger_path = folder.join(format!("{number:06}-{}.ledger.arrow", self.fence.token));
         let item = schema.unwrap_or_else(|| Arc::clone(&call.input));
