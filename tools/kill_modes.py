@@ -166,6 +166,8 @@ def postgres_restart(tools: Tools) -> str:
         require(kill(process, 0.05), "the process had ended before the kill")
         run.service.drained()
         process = run.resume()
+        more = sum(call.is_final for call in run.service.calls) + 100
+        wait_until(answered(run, more), "answers to the process that resumed")
         pg("pg_ctl", "restart", "-w", "-m", "immediate", "-l", f"{data}/log", "-o", flags)
         run.finish(process)
         said = tools.ends_well(run)

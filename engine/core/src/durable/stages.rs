@@ -228,7 +228,7 @@ impl Work<'_> {
         ))
     }
 
-    /// Removes files that no commit of any version names: those of attempts that died, or, for a process that lost the
+    /// Removes files that no manifest and no commit of any version names: those of attempts that died, or, for a process that lost the
     /// run to another, only its own.
     pub(super) async fn sweep(&self, only_own: bool) -> Result<(), Stop> {
         let folder = self.durable.folder_of(self.run);
@@ -237,6 +237,8 @@ impl Work<'_> {
         let mut kept: BTreeSet<PathBuf> = BTreeSet::new();
         for version in 1..=self.version {
             for stage in patiently!(self.durable.store.stages(self.run, version))? {
+                // A manifest that is sealed and not committed yet is committed by whoever has the run now.
+                kept.extend(self.manifest(stage.id).await?.into_iter().map(|spec| folder.join(spec.path)));
                 for chunk in self.committed(stage.id).await? {
                     kept.insert(folder.join(&chunk.commit.output));
                     kept.extend(chunk.commit.ledger.map(|ledger| folder.join(ledger)));
