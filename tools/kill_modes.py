@@ -3,6 +3,8 @@
 import collections
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import sqlite3
@@ -164,6 +166,8 @@ def postgres_restart(tools: Tools) -> str:
         require(kill(process, 0.05), "the process had ended before the kill")
         run.service.drained()
         process = run.resume()
+        more = sum(call.is_final for call in run.service.calls) + 100
+        wait_until(answered(run, more), "answers to the process that resumed")
         pg("pg_ctl", "restart", "-w", "-m", "immediate", "-l", f"{data}/log", "-o", flags)
         run.finish(process)
         said = tools.ends_well(run)
@@ -325,6 +329,62 @@ def collected(tools: Tools) -> str:
     return ""
 
 
+def order(tools: Tools) -> str:
+    """Files are on disk, and their names, before the journal speaks of them: watched from outside, by strace."""
+    if not shutil.which("strace"):
+        return "skipped: strace is not installed"
+    run = Run(tools.place, "order")
+    trace = run.folder / "trace"
+    watched = "openat,write,pwrite64,fsync,fdatasync,mkdir,mkdirat"
+    strace = ["strace", "-f", "-y", "--seccomp-bpf", "-s", "9000", "-o", str(trace), "-e", f"trace={watched}"]
+    run.finish(run.start("run", "flow.yaml", "--durable", under=strace), seconds=240)
+    journal = Journal(run)
+    # The moment (a line of the trace) of the last write and sync of each path, and of the journal's first word of it.
+    written: dict[str, int] = {}
+    synced: dict[str, list[int]] = {}
+    made: dict[str, int] = {}
+    named: dict[str, int] = {}
+    names = {Path(file).name: file for file in sorted(journal.files)}
+    root = run.folder.resolve()
+    open_calls: dict[str, tuple[str, str]] = {}
+    for line, text in enumerate(trace.read_text(errors="replace").splitlines()):
+        thread, _, call = text.partition(" ")
+        call = call.strip()
+        if call.startswith("<..."):
+            # The end of a call that another thread's lines interrupted: a sync counts from here.
+            kind, path = open_calls.pop(thread, ("", ""))
+            if kind in ("fsync", "fdatasync"):
+                synced.setdefault(path, []).append(line)
+            continue
+        kind, _, rest = call.partition("(")
+        path = rest.partition("<")[2].partition(">")[0]
+        if call.endswith("<unfinished ...>"):
+            open_calls[thread] = (kind, path)
+        elif kind in ("fsync", "fdatasync"):
+            synced.setdefault(path, []).append(line)
+        if kind in ("mkdir", "mkdirat") and str(root) in rest:
+            made[rest.split('"')[1]] = line
+        if kind in ("write", "pwrite64"):
+            written[path] = line
+            if path.endswith("runs.db-wal"):
+                for name in re.findall(r"v1-\d+-[\w.]+/[\w.-]+?\.arrow", rest):
+                    named.setdefault(name, line)
+    require(len(names) > 40 and len(named) >= len(journal.files), f"{len(named)} files were seen in the journal")
+    for file in journal.files:
+        path = next((run.state / "runs").glob(f"*/{file}")).resolve()
+        spoken = named[file]
+        require(written[str(path)] < synced[str(path)][0] < spoken, f"{file} was not synced before the journal had it")
+        after = [moment for moment in synced.get(str(path.parent), []) if moment > synced[str(path)][0]]
+        require(bool(after) and after[0] < spoken, f"the name of {file} was not synced before the journal had it")
+        for folder in (path.parent, *path.parent.parents):
+            if str(folder) in made:
+                names_synced = [at for at in synced.get(str(folder.parent), []) if at > made[str(folder)]]
+                require(bool(names_synced) and names_synced[0] < spoken, f"the name of {folder} was not synced")
+    said = f"{len(journal.files)} files"
+    run.close()
+    return said
+
+
 MODES: dict[str, Callable[[Tools], str]] = {
     "full-disk": full_disk,
     "locked-store": locked_store,
@@ -336,6 +396,7 @@ MODES: dict[str, Callable[[Tools], str]] = {
     "cancelled": cancelled,
     "changed": changed,
     "collected": collected,
+    "order": order,
     "expired": expired,
 }
 #: Modes that take longer than what they show is worth to every change.

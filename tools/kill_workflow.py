@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Sequence
 
 from kill_service import Service
 
@@ -127,9 +128,9 @@ class Run:
         self.environment = {**os.environ, "KILL_TEST_STORE": store, "NO_COLOR": "1"}
         self.log = (self.folder / "processes.log").open("w")
 
-    def start(self, *words: str) -> subprocess.Popen:
-        """Starts rowmill; its output goes to the log."""
-        command = [self.place.rowmill, *words, "--output", "json", "--threads", "3", "--memory", "512MB"]
+    def start(self, *words: str, under: Sequence[str] = ()) -> subprocess.Popen:
+        """Starts rowmill, perhaps under another program; its output goes to the log."""
+        command = [*under, self.place.rowmill, *words, "--output", "json", "--threads", "3", "--memory", "512MB"]
         self.log.write(f"\n$ {' '.join(words)}\n")
         self.log.flush()
         return subprocess.Popen(

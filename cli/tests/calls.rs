@@ -316,3 +316,25 @@ fn a_step_that_is_made_once_runs_to_its_end_whoever_reads_it() {
     assert_eq!(service.seen().len(), 200);
     assert_eq!(std::fs::read_to_string(space.path("out.csv")).unwrap().lines().count(), 1);
 }
+
+#[test]
+fn items_that_stopped_a_durable_run_are_tried_again_and_the_others_are_not() {
+    let service = Service::start(|path, before| match (number(path), before) {
+        (150, 0) => (400, "{\"error\": \"not yet\"}".to_owned()),
+        (other, _) => (200, format!("{{\"answer\": {other}}}")),
+    });
+    let space = Scratch::new();
+    space.write("flow.yaml", workflow(""));
+    space.write("rowmill.yaml", format!("{}state: {{chunk_rows: 50}}\n", service.configuration("")));
+    let done = space.rowmill(&["run", "flow.yaml", "--durable"]);
+    assert_eq!(done.code, 1, "{}{}", done.out, done.err);
+    assert!(done.err.contains("RM0610") && done.err.contains("rowmill resume"), "{}", done.err);
+    assert!(!space.path("out.csv").exists());
+    let asked = service.seen().len();
+    let again = space.rowmill(&["resume", "last"]);
+    assert_eq!(again.code, 0, "{}{}", again.out, again.err);
+    assert_eq!(std::fs::read_to_string(space.path("out.csv")).unwrap().lines().count(), 201);
+    // Each item once, the one that failed twice, and those that were under way when the run stopped.
+    let twice = service.seen().len().saturating_sub(201);
+    assert!(twice <= 64, "{twice} calls were repeated after {asked}");
+}

@@ -87,13 +87,23 @@ pub(crate) fn create_folder(folder: &Path) -> std::io::Result<()> {
     File::open(above)?.sync_all()
 }
 
-/// Reads a chunk.
+/// Reads a chunk. The error names the file, and is one of the disk whatever is wrong with it.
 pub(crate) fn read_chunk(path: &Path) -> Result<Vec<RecordBatch>, DataFusionError> {
-    let wrong =
-        |error: ArrowError| DataFusionError::Context(format!("the chunk {}", path.display()), Box::new(error.into()));
-    let file = File::open(path).map_err(|error| wrong(error.into()))?;
-    let reader = FileReader::try_new_buffered(file, None).map_err(wrong)?;
-    reader.collect::<Result<Vec<_>, _>>().map_err(wrong)
+    let read = || {
+        let reader = FileReader::try_new_buffered(File::open(path)?, None)?;
+        reader.collect::<Result<Vec<_>, ArrowError>>()
+    };
+    read().map_err(|error| {
+        let kind = match &error {
+            ArrowError::IoError(_, io) => io.kind(),
+            _ => std::io::ErrorKind::InvalidData,
+        };
+        let message = format!(
+            "the chunk {} cannot be read: {error}; if it is lost, `rowmill resume --restart` starts over",
+            path.display()
+        );
+        ArrowError::IoError(message.clone(), std::io::Error::new(kind, message)).into()
+    })
 }
 
 /// Cuts a stream into chunks of exactly `chunk_rows` rows, the last one shorter, so that the cut does not depend on

@@ -348,11 +348,16 @@ async fn settle(
     };
     let report = report.map(|report| match report.fault {
         Fault::Environment => report.help(format!("`rowmill resume {}` goes on from what is committed", fence.run)),
+        _ if matches!(report.code, "RM0610" | "RM0611") => {
+            report.help(format!("with the cause mended, `rowmill resume {}` tries those items again", fence.run))
+        }
         _ => report,
     });
     let status = match report.as_ref().map(|report| report.fault) {
-        // What changed can be put back.
-        _ if report.as_ref().is_some_and(|report| report.code == "RM0802") => RunStatus::Stopped,
+        // What changed can be put back, and items that failed are tried again: their chunks are not committed.
+        _ if report.as_ref().is_some_and(|report| matches!(report.code, "RM0802" | "RM0610" | "RM0611")) => {
+            RunStatus::Stopped
+        }
         // Ctrl-C leaves a run that can go on; `rowmill cancel` ends it.
         None if ended == lease::Ended::CancelAsked => RunStatus::Cancelled,
         None | Some(Fault::Environment | Fault::Internal) => RunStatus::Stopped,

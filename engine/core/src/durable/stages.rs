@@ -236,6 +236,12 @@ impl Work<'_> {
         self.durable.folder_of(self.run).join(output)
     }
 
+    /// Where a stage's files lie. The name is for people; file systems take 255 bytes, and names may be longer.
+    fn stage_folder(&self, stage: StageId, name: &str) -> PathBuf {
+        let short = &name[..name.floor_char_boundary(100)];
+        self.durable.folder_of(self.run).join(format!("v{}-{}-{short}", stage.version, stage.stage))
+    }
+
     fn cannot_write(&self, path: &Path, message: &str) -> Stop {
         let report = Diagnostic::error("RM0704", format!("{}: {message}", path.display())).fault(Fault::Environment);
         Stop::Report(Box::new(
@@ -243,7 +249,7 @@ impl Work<'_> {
         ))
     }
 
-    /// Removes files that no commit of any version names: those of attempts that died, or, for a process that lost the
+    /// Removes files that no manifest and no commit of any version names: those of attempts that died, or, for a process that lost the
     /// run to another, only its own.
     pub(super) async fn sweep(&self, only_own: bool) -> Result<(), Stop> {
         let folder = self.durable.folder_of(self.run);
@@ -252,6 +258,8 @@ impl Work<'_> {
         let mut kept: BTreeSet<PathBuf> = BTreeSet::new();
         for version in 1..=self.version {
             for stage in patiently!(self.durable.store.stages(self.run, version))? {
+                // A manifest that is sealed and not committed yet is committed by whoever has the run now.
+                kept.extend(self.manifest(stage.id).await?.into_iter().map(|spec| folder.join(spec.path)));
                 for chunk in self.committed(stage.id).await? {
                     kept.insert(folder.join(&chunk.commit.output));
                     kept.extend(chunk.commit.ledger.map(|ledger| folder.join(ledger)));
@@ -409,10 +417,6 @@ impl Work<'_> {
     fn relative(&self, path: &Path) -> String {
         let folder = self.durable.folder_of(self.run);
         path.strip_prefix(&folder).unwrap_or(path).display().to_string()
-    }
-
-    fn stage_folder(&self, stage: StageId, name: &str) -> PathBuf {
-        self.durable.folder_of(self.run).join(format!("v{}-{}-{name}", stage.version, stage.stage))
     }
 
     /// The attempt's number among those of the run: its fencing token.
