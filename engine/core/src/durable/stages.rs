@@ -249,8 +249,8 @@ impl Work<'_> {
         ))
     }
 
-    /// Removes files that no manifest and no commit of any version names: those of attempts that died, or, for a process that lost the
-    /// run to another, only its own.
+    /// Removes files that no manifest and no commit of any version names: those of attempts that died, or, for a
+    /// process that lost the run to another, only its own.
     pub(super) async fn sweep(&self, only_own: bool) -> Result<(), Stop> {
         let folder = self.durable.folder_of(self.run);
         // File names end with the token of the attempt.
