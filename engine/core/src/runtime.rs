@@ -128,6 +128,8 @@ impl Engine {
         options.execution.time_zone = Some("+00:00".into());
         options.optimizer.prefer_hash_join = !spilling_joins;
         options.optimizer.enable_round_robin_repartition = round_robin;
+        // Partitions that take files from each other read them in an order that hangs on time.
+        options.execution.enable_file_stream_work_stealing = round_robin;
         let mut state = SessionStateBuilder::new()
             .with_config(config)
             .with_runtime_env(Arc::clone(&self.runtime))

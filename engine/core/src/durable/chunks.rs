@@ -62,6 +62,10 @@ impl ChunkWriter {
         let bytes = file.metadata()?.len();
         if let Some(folder) = self.path.parent() {
             File::open(folder)?.sync_all()?;
+            // The folder's own name: whoever made it may not have come to its sync yet.
+            if let Some(above) = folder.parent() {
+                File::open(above)?.sync_all()?;
+            }
         }
         Ok(ChunkFile { path: self.path, rows: self.rows, bytes })
     }
