@@ -365,7 +365,7 @@ async fn a_default_must_fit_the_columns() {
 async fn durable_runs_keep_the_ledger() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("flow.yaml");
-    let text = "rowmill: 1\nname: w\ndurable: true\nsources: {t: {paths: words.csv}}\nsteps:\n  made:\n    \
+    let text = "rowmill: 1\nname: w\ndurable: true\nsources: {t: {path: words.csv}}\nsteps:\n  made:\n    \
                 sql: SELECT id, CAST(word AS INT) AS number FROM t\n    on_error: dead_letter\n  \
                 after:\n    sql: SELECT sum(number) AS total FROM made\n\
                 sinks: {out: {from: after, path: out.csv}}\n";

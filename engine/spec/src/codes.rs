@@ -351,11 +351,6 @@ TOO_MANY_STEPS = "RM0208" {
         "The configuration refers to an environment variable or a file that does not exist or is empty.",
         "Set the variable or write the file.",
     }
-    COMMAND_LINE = "RM0420" {
-        "a command line that cannot be understood",
-        "A flag or an argument of the command does not exist, is missing, or has a value that it cannot have.",
-        "Look at `rowmill help COMMAND`.",
-    }
 
     UNKNOWN_CONNECTION = "RM0411" {
         "a connection that is not declared",
@@ -366,6 +361,11 @@ TOO_MANY_STEPS = "RM0208" {
         "a step whose columns cannot be known",
         "The columns that a step adds are asked of its connection or follow from its options, and could not be made out.",
         "Do what the report says; a database must be reachable while its workflow is checked.",
+    }
+    COMMAND_LINE = "RM0420" {
+        "a command line that cannot be understood",
+        "A flag or an argument of the command does not exist, is missing, or has a value that it cannot have.",
+        "Look at `rowmill help COMMAND`.",
     }
 
     // RM05xx: sources and sinks.

@@ -137,7 +137,11 @@ impl Chain {
                     let rows = batch.num_rows();
                     let mut columns = Vec::with_capacity(made.len() + 1);
                     for expression in made {
-                        columns.push(expression.evaluate(&batch)?.into_array(rows)?);
+                        let column = expression.evaluate(&batch)?.into_array(rows)?;
+                        // Some functions (`to_timestamp` with a format) leave out the zone that they announce.
+                        let kind = fields.get(columns.len()).map_or(column.data_type(), |field| field.data_type());
+                        let fits = column.data_type() == kind;
+                        columns.push(if fits { column } else { arrow::compute::cast(&column, kind)? });
                     }
                     let mut fields = fields.clone();
                     if let Some(row) = batch.columns().last().filter(|_| tracked) {
