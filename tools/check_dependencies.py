@@ -53,7 +53,7 @@ DOORS = {
         "rowmill-engine", "rowmill", "rowmill-benches", "rowmill-features", "rowmill-python",
         "rowmill-wire", "rowmill-scheduler", "rowmill-executor",
     },
-    "ballista": {"rowmill-wire", "rowmill-scheduler", "rowmill-executor"},
+    "ballista": {"rowmill-versions", "rowmill-wire", "rowmill-scheduler", "rowmill-executor"},
     "pyo3": {"rowmill-python"},
     "cudarc": {"rowmill-gpu"},
     "reqwest": {"rowmill-step-http", "rowmill-features"},
