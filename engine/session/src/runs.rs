@@ -91,6 +91,12 @@ impl Session {
                     let report = Diagnostic::error("RM0808", format!("{}: {error}", folder.display()));
                     return Err(one(report.fault(Fault::Environment).help("`state.dir` says where durable runs live")));
                 }
+                // The folder's own name is on disk before anything in it counts.
+                if let Some(above) = folder.parent()
+                    && let Err(error) = std::fs::File::open(above).and_then(|above| above.sync_all())
+                {
+                    tracing::warn!("{}: {error}", above.display());
+                }
                 open_sqlite(SqliteOptions { create: options.create, ..SqliteOptions::file(path) }).await
             }
         };
