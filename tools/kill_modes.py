@@ -355,15 +355,19 @@ def order(tools: Tools) -> str:
             kind, path = open_calls.pop(thread, ("", ""))
             if kind in ("fsync", "fdatasync"):
                 synced.setdefault(path, []).append(line)
+            elif kind in ("mkdir", "mkdirat") and call.endswith("= 0"):
+                made[path] = line
             continue
         kind, _, rest = call.partition("(")
-        path = rest.partition("<")[2].partition(">")[0]
+        making = kind in ("mkdir", "mkdirat") and str(root) in rest
+        path = rest.split('"')[1] if making else rest.partition("<")[2].partition(">")[0]
         if call.endswith("<unfinished ...>"):
             open_calls[thread] = (kind, path)
         elif kind in ("fsync", "fdatasync"):
             synced.setdefault(path, []).append(line)
-        if kind in ("mkdir", "mkdirat") and str(root) in rest:
-            made[rest.split('"')[1]] = line
+        # One that was there already is not made again.
+        if making and call.endswith("= 0"):
+            made[path] = line
         if kind in ("write", "pwrite64"):
             written[path] = line
             if path.endswith("runs.db-wal"):
