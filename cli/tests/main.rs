@@ -12,6 +12,7 @@ mod explain;
 mod machine;
 mod retry;
 mod running;
+mod safety;
 mod service;
 mod sinks;
 mod sources;
