@@ -60,6 +60,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(workflow::load_workflow, module)?)?;
     module.add_function(wrap_pyfunction!(workflow::parse_workflow, module)?)?;
     module.add_function(wrap_pyfunction!(runs::resume_run, module)?)?;
+    module.add_function(wrap_pyfunction!(runs::retry_run, module)?)?;
     module.add_function(wrap_pyfunction!(runs::list_runs, module)?)?;
     module.add_function(wrap_pyfunction!(runs::find_run, module)?)?;
     module.add_function(wrap_pyfunction!(runs::run_items, module)?)?;

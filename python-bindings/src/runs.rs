@@ -118,6 +118,26 @@ pub(crate) fn resume_run<'py>(
     described(py, report)
 }
 
+/// Tries the items of a finished run again that failed, and publishes another version of its result.
+#[pyfunction]
+pub(crate) fn retry_run<'py>(
+    py: Python<'py>,
+    name: String,
+    unknown: bool,
+    progress: Option<Py<PyAny>>,
+    started: Py<PyAny>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let shared = shared(py)?;
+    let (session, options) = (shared.session.clone(), options(py, &shared)?);
+    let report = run_to_end(py, progress, move |cancel, watch| async move {
+        let runs = session.runs(options).await?;
+        let run = runs.named(&name).await?;
+        let told = |run| tell(&started, run);
+        runs.retry(run, unknown, &cancel, watch.as_ref(), told).await
+    })?;
+    described(py, report)
+}
+
 /// Runs from new to old, with their stages.
 #[pyfunction]
 pub(crate) fn list_runs<'py>(

@@ -194,6 +194,18 @@ def test_a_process_that_is_killed_leaves_a_run_that_goes_on(place):
     assert (place / "calls").stat().st_size < before + 400
 
 
+def test_items_that_failed_are_tried_again(place):
+    run = loaded(place, function="double", items="effects: pure\n    on_error: dead_letter").run(durable=True)
+    assert run.items("dead_lettered").to_pydict()["row"] == [7]
+    calls = (place / "calls").stat().st_size
+    (place / "mended").touch()
+    again = run.retry()
+    assert again.status == "succeeded" and result_of(place) == [n * 2 for n in range(20)]
+    assert (place / "calls").stat().st_size == calls + 1
+    with pytest.raises(rowmill.RowmillError):
+        again.retry()
+
+
 def test_a_workflow_that_was_built_is_durable_too(place):
     import functions_of_durable
 

@@ -130,6 +130,23 @@ class Run:
             lambda shown, started: _native.resume_run(name, steal, restart, shown, started),
         )  # fmt: skip
 
+    def retry(
+        self,
+        *,
+        unknown: bool = False,
+        progress: bool | Callable[[dict[str, tuple[int, int]]], Any] | None = None,
+    ) -> Run:
+        """Tries the items again that failed in a run that ended, and publishes the result with what comes of them.
+
+        What depends on their rows is made anew; no call is made again that was answered. Items of steps with effects
+        `once` that may have happened (`unknown`) are left alone, unless `unknown` says that they are to be sent again.
+        """
+        self._kept()
+        name, base = self.id, None if not self.sinks else next(iter(self.sinks.values()))._base
+        return _watch(
+            self.workflow, progress, base, lambda shown, started: _native.retry_run(name, unknown, shown, started)
+        )
+
     def refresh(self) -> Run:
         """The run as its journal has it now."""
         self._kept()
