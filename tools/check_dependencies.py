@@ -31,7 +31,7 @@ MAY_USE = {
     "rowmill-step-http": {"rowmill-spec", "rowmill-step"},
     "rowmill-step-lookup": {"rowmill-spec", "rowmill-step"},
     "rowmill-step-command": {"rowmill-spec", "rowmill-step"},
-    "rowmill-step-python": {"rowmill-step"},
+    "rowmill-step-python": {"rowmill-spec", "rowmill-step"},
     "rowmill-engine": {
         "rowmill-spec", "rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-items",
         "rowmill-cache", "rowmill-features",
@@ -39,11 +39,12 @@ MAY_USE = {
     "rowmill": {
         "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-items",
         "rowmill-cache", "rowmill-gpu",
-        "rowmill-step-http", "rowmill-step-lookup", "rowmill-step-command",
+        "rowmill-step-http", "rowmill-step-lookup", "rowmill-step-command", "rowmill-step-python",
     },
     "rowmill-cli": {"rowmill", "rowmill-spec"},
     "rowmill-python": {
-        "rowmill", "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-step-python", "rowmill-cli",
+        "rowmill", "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-items", "rowmill-limits",
+        "rowmill-cache", "rowmill-step-python", "rowmill-cli",
     },
     "rowmill-benches": {"rowmill", "rowmill-spec"},
 }

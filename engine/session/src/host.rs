@@ -8,12 +8,13 @@ use rowmill_limits::{BreakerSettings, LimitSettings};
 use rowmill_spec::config::{Connection, ConnectionKind};
 use rowmill_step::{SecretRef, StaticConnections, StepFactory};
 
-/// Every step kind that Rowmill has. Another kind is one more line.
-pub fn kinds() -> Vec<Arc<dyn StepFactory>> {
+/// Every step kind that Rowmill has, Python functions with this interpreter. Another kind is one more line.
+pub fn kinds(python: &str) -> Vec<Arc<dyn StepFactory>> {
     vec![
         Arc::new(rowmill_step_http::HttpFactory),
         Arc::new(rowmill_step_lookup::LookupFactory),
         Arc::new(rowmill_step_command::CommandFactory),
+        Arc::new(rowmill_step_python::PythonFactory::new(python)),
     ]
 }
 

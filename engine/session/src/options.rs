@@ -28,6 +28,8 @@ pub struct SessionOptions {
     pub connections: Vec<Connection>,
     /// Where results of steps are cached.
     pub cache: CacheOptions,
+    /// The interpreter of Python steps; `python3` of `PATH` where absent.
+    pub python: Option<String>,
     /// Step kinds that the program adds to Rowmill's own; one of the same key takes its place.
     pub kinds: Vec<Arc<dyn StepFactory>>,
 }
@@ -43,7 +45,7 @@ impl From<&SessionOptions> for EngineOptions {
             stores: options.stores.clone(),
             host: crate::host::host(
                 &options.connections,
-                &[crate::host::kinds(), options.kinds.clone()].concat(),
+                &[crate::host::kinds(options.python.as_deref().unwrap_or("python3")), options.kinds.clone()].concat(),
                 &options.cache,
             ),
         }

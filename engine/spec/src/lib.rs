@@ -39,8 +39,9 @@ pub use keys::FORMAT_VERSION;
 pub use model::{
     BatchSize, CachePolicy, CacheTier, CommandFormat, CommandStep, Compression, CsvOptions, Effects, FAILURE_CODES,
     FileSource, Format, HttpBody, HttpMany, HttpStep, ItemPolicy, Jitter, JsonTemplate, Limit, LookupStep, Matches,
-    MaxErrors, OnError, OnMissing, OutputColumn, Param, ResourceClass, Resources, ResponseColumn, ResponseSource,
-    ResultMatch, Retry, RowOrder, SchemaPolicy, Sink, Source, SourceKind, SqlStep, Step, StepKind, Variable, Workflow,
+    MaxErrors, OnError, OnMissing, OutputColumn, Param, PythonGiven, PythonStep, ResourceClass, Resources,
+    ResponseColumn, ResponseSource, ResultMatch, Retry, RowOrder, SchemaPolicy, Sink, Source, SourceKind, SqlStep,
+    Step, StepKind, Variable, Workflow,
 };
 pub use read::{RawValue, Values, parse_values, parse_yaml};
 pub use span::{MappedText, Span, Spanned, TextId, Texts};

@@ -75,8 +75,16 @@ steps:
       memory: 2GB
     on_error: {default: {score: 0.0}}
     timeout: 10s
+  ranked:
+    python:
+      from: scored
+      function: ranking:rank
+      reads: [score, seats]
+      output: {rank: int64}
+    effects: pure
+    in_flight: 4
 sinks:
-  scores: {from: scored, path: out/scores.parquet}
+  scores: {from: ranked, path: out/scores.parquet}
 "#;
 
 /// The page of all keys of a workflow's text, as Markdown.
@@ -117,6 +125,8 @@ pub fn workflow_page() -> String {
     section(&mut page, "`steps.NAME.lookup`: queries against a database", &keys::LOOKUP);
     section(&mut page, "`steps.NAME.command`: a program", &keys::COMMAND);
     section(&mut page, "`steps.NAME.command.output.COLUMN`", &keys::OUTPUT);
+    section(&mut page, "`steps.NAME.python`: a function", &keys::PYTHON);
+    section(&mut page, "`steps.NAME.python.output.COLUMN`", &keys::OUTPUT);
     section(&mut page, "`steps.NAME.on_error`", &keys::ON_ERROR);
     section(&mut page, "`steps.NAME.max_errors`", &keys::MAX_ERRORS);
     section(&mut page, "`steps.NAME.retry`", &keys::RETRY);

@@ -1,6 +1,7 @@
 //! From what a workflow says to executors: the factory that each step kind has, and the workflow's words for
 //! policies and types as the values that this crate goes by.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Fields, TimeUnit};
@@ -22,6 +23,15 @@ pub trait StepFactory: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// What is wrong with the options, each with its place.
     fn build(&self, step: &Step, fill: Fill<'_>) -> Result<Arc<dyn StepExecutor>, Vec<Diagnostic>>;
+
+    /// As [`StepFactory::build`], for a workflow whose relative paths start from `base`: for kinds that look for things
+    /// beside it.
+    ///
+    /// # Errors
+    /// As [`StepFactory::build`].
+    fn build_in(&self, step: &Step, fill: Fill<'_>, _base: &Path) -> Result<Arc<dyn StepExecutor>, Vec<Diagnostic>> {
+        self.build(step, fill)
+    }
 }
 
 /// The text of a template whose values, and nothing else, went through `escape`.

@@ -45,7 +45,7 @@ pub async fn describe(step: &Step, input: &SchemaRef, bound: &Bound, host: &Host
         ]);
     }
     let fill = |template: &Template| bound.text(template);
-    let executor = factory.build(step, &fill)?;
+    let executor = factory.build_in(step, &fill, &bound.base)?;
     let description = executor.describe().clone();
     let mut errors = Vec::new();
     let mut read = Vec::new();

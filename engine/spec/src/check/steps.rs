@@ -37,6 +37,7 @@ impl Checker<'_> {
                     self.template(template);
                 }
             }
+            StepKind::Python(_) => {}
         }
         if let Some(connection) = step.kind.connection()
             && !is_identifier(connection)

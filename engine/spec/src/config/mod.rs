@@ -49,6 +49,8 @@ pub struct Config {
     pub state: State,
     /// `cache.*`
     pub cache: Cache,
+    /// `python.*`
+    pub python: Python,
     /// `connections.*`, by name.
     pub connections: IndexMap<String, Connection>,
     entries: IndexMap<&'static str, Entry>,
@@ -73,6 +75,13 @@ pub enum StateStore {
     Sqlite,
     /// In the PostgreSQL database of this URL.
     Postgres(Secret),
+}
+
+/// How Python functions are called. `None` means that the program decides (`auto`).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Python {
+    /// The interpreter.
+    pub interpreter: Option<PathBuf>,
 }
 
 /// Where answers are kept. `None` means that the engine decides (`auto`).
@@ -321,8 +330,9 @@ impl Config {
             memory_bytes: values.count("cache.memory"),
             disk_bytes: values.count("cache.disk"),
         };
+        let python = Python { interpreter: values.text("python.interpreter").map(PathBuf::from) };
         let (connections, connection_entries) = (IndexMap::new(), IndexMap::new());
-        Config { execution, output, log, object_store, state, cache, connections, entries, connection_entries }
+        Config { execution, output, log, object_store, state, cache, python, connections, entries, connection_entries }
     }
 }
 

@@ -51,7 +51,7 @@ pub use items::{
 };
 pub use steps::{
     CommandFormat, CommandStep, HttpBody, HttpMany, HttpStep, JsonTemplate, Limit, LookupStep, Matches, OnMissing,
-    OutputColumn, ResponseColumn, ResponseSource, ResultMatch,
+    OutputColumn, PythonGiven, PythonStep, ResponseColumn, ResponseSource, ResultMatch,
 };
 
 /// A workflow: a named DAG of steps between sources and sinks.
@@ -254,11 +254,13 @@ pub enum StepKind {
     Lookup(Box<LookupStep>),
     /// `command:` a program that is kept running and fed items.
     Command(Box<CommandStep>),
+    /// `python:` a function of a module, called in processes of its own.
+    Python(Box<PythonStep>),
 }
 
 impl StepKind {
     /// The keys of all kinds.
-    pub const KEYS: &'static [&'static str] = &["sql", "http", "lookup", "command"];
+    pub const KEYS: &'static [&'static str] = &["sql", "http", "lookup", "command", "python"];
 
     /// The key that names this kind in a workflow's text.
     pub fn key(&self) -> &'static str {
@@ -267,6 +269,7 @@ impl StepKind {
             StepKind::Http(_) => "http",
             StepKind::Lookup(_) => "lookup",
             StepKind::Command(_) => "command",
+            StepKind::Python(_) => "python",
         }
     }
 
@@ -277,6 +280,7 @@ impl StepKind {
             StepKind::Http(http) => Some(&http.from),
             StepKind::Lookup(lookup) => Some(&lookup.from),
             StepKind::Command(command) => Some(&command.from),
+            StepKind::Python(python) => Some(&python.from),
         }
     }
 
@@ -285,7 +289,7 @@ impl StepKind {
         match self {
             StepKind::Http(http) => Some(&http.connection),
             StepKind::Lookup(lookup) => Some(&lookup.connection),
-            StepKind::Sql(_) | StepKind::Command(_) => None,
+            StepKind::Sql(_) | StepKind::Command(_) | StepKind::Python(_) => None,
         }
     }
 }

@@ -250,6 +250,7 @@ fn step_kind(reading: &mut Reading<'_>, fields: &Fields<'_>, name: &Spanned<Stri
             "sql" => reading.mapped(node, &format!("`sql` of {who}")).map(|text| StepKind::Sql(SqlStep { text })),
             "http" => super::steps::http(reading, key, node, who).map(|http| StepKind::Http(Box::new(http))),
             "lookup" => super::steps::lookup(reading, key, node, who).map(|step| StepKind::Lookup(Box::new(step))),
+            "python" => super::steps::python(reading, key, node, who).map(|step| StepKind::Python(Box::new(step))),
             _ => super::steps::command(reading, key, node, who).map(|step| StepKind::Command(Box::new(step))),
         });
     }
@@ -258,7 +259,7 @@ fn step_kind(reading: &mut Reading<'_>, fields: &Fields<'_>, name: &Spanned<Stri
         [] if fields.misspelt(keys::KINDS) => None,
         [] => {
             let report = Diagnostic::error(codes::MISSING_KEY, format!("{who} does not say what it does"))
-                .at(name.span, "`sql`, `http`, `lookup` or `command` is missing here");
+                .at(name.span, "`sql`, `http`, `lookup`, `command` or `python` is missing here");
             reading.report(report.help("add `sql: SELECT ...`, or one of the other kinds of steps"));
             None
         }

@@ -209,6 +209,7 @@ impl Writer {
             StepKind::Http(http) => self.nested("http", |writer| writer.http(http)),
             StepKind::Lookup(lookup) => self.nested("lookup", |writer| writer.lookup(lookup)),
             StepKind::Command(command) => self.nested("command", |writer| writer.command(command)),
+            StepKind::Python(python) => self.nested("python", |writer| writer.python(python)),
         }
         self.items(&step.items);
         if let Some(class) = &step.resources.class {
