@@ -21,6 +21,9 @@ use crate::cdata;
 use crate::errors::Raised;
 use crate::workers::{BATCH_ROWS, word};
 
+/// What a group gave: its column or columns, the items that failed with what was told of them, and whether all of it failed.
+type Answer<'py> = (Bound<'py, PyAny>, Vec<(u32, Told, Bound<'py, PyAny>)>, bool);
+
 /// A function that is called in this process.
 pub(crate) struct InProcess {
     function: Arc<Py<PyAny>>,
@@ -153,8 +156,7 @@ impl Session {
             let internal = |error: PyErr| self.context.failure(FailureCode::Internal, error.to_string());
             let columns = Py::new(py, Batch { batch: batch.columns.clone() }).map_err(internal)?;
             let answer = self.function.bind(py).call_method1("reply", (columns,)).map_err(internal)?;
-            let (made, lost, whole): (Bound<'_, PyAny>, Vec<(u32, Told, Bound<'_, PyAny>)>, bool) =
-                answer.extract().map_err(internal)?;
+            let (made, lost, whole): Answer<'_> = answer.extract().map_err(internal)?;
             let mut lost: Vec<(u32, Failure)> =
                 lost.into_iter().map(|(row, told, error)| (row, self.failure(told, &error))).collect();
             if whole && let Some((_, failure)) = lost.pop() {
