@@ -185,6 +185,7 @@ sinks: {out: {from: called, path: out.csv}}
         space.write("rowmill.yaml", format!("connections: {{api: {{kind: http, base_url: 'http://{address}'}}}}\n"));
         let done = space.rowmill(&["run", "flow.yaml"]);
         assert!(done.code == 1 || done.code == 75, "{address}: {}{}", done.out, done.err);
-        assert!(done.err.contains("that is never called"), "{address}: {}", done.err);
+        let refused = done.err.contains("that is never called") || done.err.contains("in disguise");
+        assert!(refused && done.err.contains("RM0705"), "{address}: {}", done.err);
     }
 }
