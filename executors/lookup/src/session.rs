@@ -156,14 +156,27 @@ impl LookupSession {
         let mut found = Found::default();
         let most = self.most();
         macro_rules! rows {
-            ($executor:expr, $query:expr) => {{
+            ($connection:ident, $query:expr) => {{
                 let mut rows = Vec::new();
-                let mut stream = $query.fetch($executor);
-                while let Some(row) = stream.try_next().await.map_err(error)? {
-                    if rows.len() % ROWS_PER_RESERVATION == 0 {
-                        memory.grow(ROWS_PER_RESERVATION * (ROW_BYTES + 32 * self.columns.len()))?;
+                let mut stream = $query.fetch(&mut **$connection.deref_mut());
+                let failed = loop {
+                    match stream.try_next().await {
+                        Ok(Some(row)) => {
+                            if rows.len() % ROWS_PER_RESERVATION == 0 {
+                                memory.grow(ROWS_PER_RESERVATION * (ROW_BYTES + 32 * self.columns.len()))?;
+                            }
+                            rows.push(row);
+                        }
+                        Ok(None) => break None,
+                        Err(error) => break Some(error),
                     }
-                    rows.push(row);
+                };
+                drop(stream);
+                if let Some(failed) = failed {
+                    // The database refused the query in words, so the connection is as good as before: groups that are
+                    // cut in two to find a bad item would open one for each try.
+                    $connection.done |= matches!(failed, sqlx::Error::Database(_));
+                    return Err(error(failed));
                 }
                 rows
             }};
@@ -182,7 +195,7 @@ impl LookupSession {
                         }
                     }
                     usage.calls += 1;
-                    let rows = rows!(&mut **connection.deref_mut(), query);
+                    let rows = rows!(connection, query);
                     found.add(&rows, first, size, self)?;
                 }
                 connection.done();
@@ -197,7 +210,7 @@ impl LookupSession {
                 let sql = self.sql(items);
                 usage.calls += 1;
                 let mut connection = Guarded::new(pool.acquire().await.map_err(error)?);
-                let rows = rows!(&mut **connection.deref_mut(), sqlx::query_with(AssertSqlSafe(sql), arguments));
+                let rows = rows!(connection, sqlx::query_with(AssertSqlSafe(sql), arguments));
                 connection.done();
                 found.add(&rows, 0, items, self)?;
             }

@@ -203,7 +203,9 @@ fn what_does_not_apply_is_refused() {
         "deadline: 1s",
         "batch: {rows: 1}",
         "in_flight: 2",
-        "cache: {}",
+        "cache: {key: [a]}",
+        "cache: {tier: memory}",
+        "cache: {max_size: 1MB}",
         "order: any",
     ] {
         assert_eq!(codes_of(&format!("    sql: SELECT 1\n    {line}\n")), [codes::NOT_APPLICABLE], "{line}");
