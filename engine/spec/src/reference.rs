@@ -107,7 +107,7 @@ pub fn workflow_page() -> String {
     section(&mut page, "`sources.NAME.csv`", &keys::CSV);
     section(&mut page, "`steps.NAME`: a step", &keys::STEP);
     page.push_str(
-        "\nA step is one of `sql`, `http`, `lookup` and `command`. The last three take the rows of one step or source\n\
+        "\nA step is one of `sql`, `http`, `lookup`, `command` and `python`. All but `sql` take the rows of one step or source\n\
          (`from`) and add columns to them; joins and the choice of columns are for `sql` steps. Texts of `http` and\n\
          `command` steps may hold `${params.NAME}` and `${vars.NAME}`, whose values are text and nothing else, and those\n\
          of `http` steps `{column}`, with `{{` and `}}` for braces; in YAML a text that begins with `{` needs quotes.\n\
