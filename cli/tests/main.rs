@@ -8,6 +8,7 @@ mod calls;
 mod corpus;
 mod examples;
 mod explain;
+mod gpu;
 mod machine;
 mod running;
 mod sinks;

@@ -500,6 +500,11 @@ TOO_MANY_STEPS = "RM0208" {
         "A step could not begin or go on, and no item is to blame: its connection, its program or its credentials are not as it needs them.",
         "Do what the report says, and start the run again.",
     }
+    CLASS_UNSERVED = "RM0706" {
+        "a resource class cannot be served here",
+        "A step asks for a class, such as `gpu`, and the configuration says that nothing else will do; this machine has no such device, or it cannot be used.",
+        "Run it where the device is, or set `gpu.use` to `auto`: the CPU then does the work, with equal results. `rowmill gpu info` says what is here.",
+    }
 
     // RM08xx: durable runs.
     RUN_RECORD = "RM0801" {

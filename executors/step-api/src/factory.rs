@@ -1,6 +1,7 @@
 //! From what a workflow says to executors: the factory that each step kind has, and the workflow's words for
 //! policies and types as the values that this crate goes by.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Fields, TimeUnit};
@@ -22,6 +23,16 @@ pub trait StepFactory: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// What is wrong with the options, each with its place.
     fn build(&self, step: &Step, fill: Fill<'_>) -> Result<Arc<dyn StepExecutor>, Vec<Diagnostic>>;
+
+    /// The same for a workflow in the folder `base`, from which relative paths of files begin. Kinds that read no files
+    /// leave it as it is.
+    ///
+    /// # Errors
+    /// As [`StepFactory::build`].
+    fn build_in(&self, base: &Path, step: &Step, fill: Fill<'_>) -> Result<Arc<dyn StepExecutor>, Vec<Diagnostic>> {
+        let _ = base;
+        self.build(step, fill)
+    }
 }
 
 /// The text of a template whose values, and nothing else, went through `escape`.

@@ -43,7 +43,7 @@ pub async fn describe(step: &Step, input: &SchemaRef, bound: &Bound, host: &Host
         ]);
     }
     let fill = |template: &Template| bound.text(template);
-    let executor = factory.build(step, &fill)?;
+    let executor = factory.build_in(&bound.base, step, &fill)?;
     let description = executor.describe().clone();
     let mut errors = Vec::new();
     let mut read = Vec::new();

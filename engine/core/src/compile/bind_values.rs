@@ -3,6 +3,7 @@
 //! Values are typed here, and reach SQL as typed literals of a plan, never as text. Leaves the SQL text alone.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use datafusion::common::ScalarValue;
 use rowmill_spec::template::Piece;
@@ -20,6 +21,8 @@ pub struct Bound {
     pub vars: BTreeMap<String, Value>,
     /// Parameters as DataFusion takes them.
     pub scalars: Vec<(String, ScalarValue)>,
+    /// The folder that relative paths start from.
+    pub base: PathBuf,
 }
 
 impl Bound {
@@ -100,7 +103,7 @@ fn refused(name: &Spanned<String>, message: String) -> Diagnostic {
 
 /// Binds every parameter and variable.
 pub fn bind(workflow: &Workflow, inputs: &Inputs, reports: &mut Reports) -> Bound {
-    let mut bound = Bound::default();
+    let mut bound = Bound { base: inputs.base.clone(), ..Bound::default() };
     for (name, _) in &inputs.params {
         if !workflow.params.contains_key(name) {
             reports.push(unknown("parameter", name, workflow.params.keys(), "RM0401"));

@@ -180,9 +180,10 @@ impl Work<'_> {
         let mut planned = Planned::default();
         let mut next_stage = 0;
         for (segment, logical) in self.compiled.cut.segments.iter().zip(optimized.plans) {
+            // Not placed by class: planned again, a durable run must give the same rows in the same order.
             let plan = state.query_planner().create_physical_plan(&logical, state).await?;
             let Root::Step(name) = &segment.root else {
-                planned.roots.push(PlannedSink { root: segment.root.clone(), logical, plan });
+                planned.roots.push(PlannedSink { root: segment.root.clone(), logical, plan, notes: Vec::new() });
                 continue;
             };
             let Some(step) = self.compiled.steps.get(name) else { continue };

@@ -3,6 +3,7 @@
 pub mod edge;
 pub mod guarded;
 pub mod meter;
+pub mod placement;
 pub mod planner;
 pub mod range;
 pub mod spool;

@@ -43,9 +43,11 @@ macro_rules! words {
     };
 }
 
+mod computed;
 mod items;
 mod steps;
 
+pub use computed::{GpuStep, Metric, ModelDevice, ModelStep, TopK};
 pub use items::{
     BatchSize, CachePolicy, CacheTier, Effects, FAILURE_CODES, ItemPolicy, Jitter, MaxErrors, OnError, Retry, RowOrder,
 };
@@ -254,11 +256,15 @@ pub enum StepKind {
     Lookup(Box<LookupStep>),
     /// `command:` a program that is kept running and fed items.
     Command(Box<CommandStep>),
+    /// `gpu:` a computation with kernels, such as a similarity search.
+    Gpu(Box<GpuStep>),
+    /// `model:` a model in ONNX.
+    Model(Box<ModelStep>),
 }
 
 impl StepKind {
     /// The keys of all kinds.
-    pub const KEYS: &'static [&'static str] = &["sql", "http", "lookup", "command"];
+    pub const KEYS: &'static [&'static str] = &["sql", "http", "lookup", "command", "gpu", "model"];
 
     /// The key that names this kind in a workflow's text.
     pub fn key(&self) -> &'static str {
@@ -267,6 +273,8 @@ impl StepKind {
             StepKind::Http(_) => "http",
             StepKind::Lookup(_) => "lookup",
             StepKind::Command(_) => "command",
+            StepKind::Gpu(_) => "gpu",
+            StepKind::Model(_) => "model",
         }
     }
 
@@ -277,6 +285,21 @@ impl StepKind {
             StepKind::Http(http) => Some(&http.from),
             StepKind::Lookup(lookup) => Some(&lookup.from),
             StepKind::Command(command) => Some(&command.from),
+            StepKind::Gpu(gpu) => Some(&gpu.from),
+            StepKind::Model(model) => Some(&model.from),
+        }
+    }
+
+    /// The class that it runs in where its step names none.
+    pub fn class(&self) -> ResourceClass {
+        match self {
+            StepKind::Sql(_) => ResourceClass::Cpu,
+            StepKind::Http(_) | StepKind::Lookup(_) | StepKind::Command(_) => ResourceClass::Io,
+            StepKind::Gpu(_) => ResourceClass::Gpu,
+            StepKind::Model(model) => match model.device.as_ref().map(|device| device.value) {
+                Some(ModelDevice::Cuda) => ResourceClass::Gpu,
+                _ => ResourceClass::Cpu,
+            },
         }
     }
 
@@ -285,7 +308,7 @@ impl StepKind {
         match self {
             StepKind::Http(http) => Some(&http.connection),
             StepKind::Lookup(lookup) => Some(&lookup.connection),
-            StepKind::Sql(_) | StepKind::Command(_) => None,
+            StepKind::Sql(_) | StepKind::Command(_) | StepKind::Gpu(_) | StepKind::Model(_) => None,
         }
     }
 }

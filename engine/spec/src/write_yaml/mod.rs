@@ -209,6 +209,8 @@ impl Writer {
             StepKind::Http(http) => self.nested("http", |writer| writer.http(http)),
             StepKind::Lookup(lookup) => self.nested("lookup", |writer| writer.lookup(lookup)),
             StepKind::Command(command) => self.nested("command", |writer| writer.command(command)),
+            StepKind::Gpu(gpu) => self.nested("gpu", |writer| writer.gpu(gpu)),
+            StepKind::Model(model) => self.nested("model", |writer| writer.model(model)),
         }
         self.items(&step.items);
         if let Some(class) = &step.resources.class {
