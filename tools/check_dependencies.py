@@ -40,9 +40,9 @@ MAY_USE = {
         "rowmill-cache", "rowmill-features",
     },
     "rowmill": {
-        "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-items", "rowmill-gpu",
-        "rowmill-gpu-plan", "rowmill-step-http", "rowmill-step-lookup", "rowmill-step-command", "rowmill-step-gpu",
-        "rowmill-step-model",
+        "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-items",
+        "rowmill-cache", "rowmill-gpu", "rowmill-gpu-plan",
+        "rowmill-step-http", "rowmill-step-lookup", "rowmill-step-command", "rowmill-step-gpu", "rowmill-step-model",
     },
     "rowmill-cli": {"rowmill", "rowmill-spec"},
     "rowmill-python": {

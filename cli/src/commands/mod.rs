@@ -1,5 +1,6 @@
 //! One file per command.
 
+mod cache;
 mod check;
 mod config;
 mod explain;
@@ -25,6 +26,7 @@ pub(crate) async fn dispatch(arguments: Arguments, settings: Settings) -> u8 {
     match arguments.command {
         Command::Run { workflow, preview, durable, .. } => run::run(&workflow, preview, durable, &settings).await,
         Command::Resume { run, steal, restart } => runs::resume(&run, steal, restart, &settings).await,
+        Command::Retry { run, unknown } => runs::retry(&run, unknown, &settings).await,
         Command::Runs { status, limit } => runs::list(status.as_deref(), limit, &settings).await,
         Command::Show { run } => runs::show(&run, &settings).await,
         Command::Items { run, status, sql, limit, format } => {
@@ -33,6 +35,7 @@ pub(crate) async fn dispatch(arguments: Arguments, settings: Settings) -> u8 {
         Command::Logs { run } => runs::logs(&run, &settings).await,
         Command::Cancel { run, reason } => runs::cancel(&run, reason.as_deref(), &settings).await,
         Command::Gc { older_than, dry_run } => runs::gc(older_than, dry_run, &settings).await,
+        Command::Cache { command } => cache::cache(command, &settings).await,
         Command::Check { workflow } => check::check(&workflow, &settings).await,
         Command::Explain { workflow, format } => explain::explain(&workflow, format, &settings).await,
         Command::Init { folder } => init::init(&folder, &settings),

@@ -15,6 +15,7 @@
 //! # }
 //! ```
 
+pub mod cache;
 pub mod gpu;
 mod host;
 pub mod load;
@@ -22,6 +23,7 @@ pub mod options;
 pub mod runs;
 pub mod session;
 
+pub use cache::CachePlace;
 pub use host::kinds;
 pub use load::{LoadError, load, load_vars, read_text};
 pub use options::SessionOptions;
