@@ -20,7 +20,7 @@ const AGGREGATES: &[&str] = &[
 
 const GROUPS: &[&str] = &[
     "SELECT i8, count(*) AS n, sum(i64) AS s, min(f64) AS lo, max(date) AS d FROM t GROUP BY i8",
-    "SELECT bool, date, count(i64) AS n, avg(i64) AS about_a FROM t WHERE boolb IS NOT NULL GROUP BY bool, date",
+    "SELECT bool, date, count(i64) AS n, avg(i32) AS about_a FROM t WHERE boolb IS NOT NULL GROUP BY bool, date",
     "SELECT f64, sum(money) AS s, avg(money) AS a FROM t GROUP BY f64",
     "SELECT huge, i64, min(u64) AS m, count(*) AS n FROM t GROUP BY huge, i64",
     "SELECT i64 % 7 AS k, sum(f64b) FILTER (WHERE bool) AS about_s, count(*) AS n FROM t GROUP BY i64 % 7",
