@@ -32,9 +32,9 @@ MAY_USE = {
     "rowmill-step-http": {"rowmill-spec", "rowmill-step"},
     "rowmill-step-lookup": {"rowmill-spec", "rowmill-step"},
     "rowmill-step-command": {"rowmill-spec", "rowmill-step"},
-    "rowmill-step-python": {"rowmill-step"},
     "rowmill-step-gpu": {"rowmill-spec", "rowmill-step", "rowmill-gpu"},
     "rowmill-step-model": {"rowmill-spec", "rowmill-step"},
+    "rowmill-step-python": {"rowmill-spec", "rowmill-step"},
     "rowmill-engine": {
         "rowmill-spec", "rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-items",
         "rowmill-cache", "rowmill-features",
@@ -42,11 +42,13 @@ MAY_USE = {
     "rowmill": {
         "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-items",
         "rowmill-cache", "rowmill-gpu", "rowmill-gpu-plan",
-        "rowmill-step-http", "rowmill-step-lookup", "rowmill-step-command", "rowmill-step-gpu", "rowmill-step-model",
+        "rowmill-step-http", "rowmill-step-lookup", "rowmill-step-command", "rowmill-step-python", "rowmill-step-gpu",
+        "rowmill-step-model",
     },
     "rowmill-cli": {"rowmill", "rowmill-spec"},
     "rowmill-python": {
-        "rowmill", "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-step-python", "rowmill-cli",
+        "rowmill", "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-items", "rowmill-limits",
+        "rowmill-cache", "rowmill-step-python", "rowmill-cli",
     },
     "rowmill-benches": {"rowmill", "rowmill-spec"},
 }

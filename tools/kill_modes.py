@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from kill_service import is_refused
-from kill_workflow import ROW_WISE, Journal, Place, Run, kill, require
+from kill_workflow import ROW_WISE, WORKFLOW, Journal, Place, Run, kill, require
 
 # The lease of a run (30 s) and a little more.
 LEASE_S = 30
@@ -330,6 +330,43 @@ def collected(tools: Tools) -> str:
     return ""
 
 
+def redis_gone(tools: Tools) -> str:
+    """The cache is in Redis, which dies in the middle: the run goes on without it."""
+    server = shutil.which("redis-server")
+    if server is None:
+        require("REQUIRE_DATABASES" not in os.environ, "redis-server is not installed")
+        return "skipped: redis-server is not installed"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [server, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
+        redis = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        try:
+            wait_until(lambda: _listens(port), "redis-server")
+            cached = WORKFLOW.replace("    in_flight: 24\n", "    in_flight: 24\n    cache: {tier: redis, connection: kept}\n")
+            kept = f"  kept: {{kind: redis, url: 'redis://127.0.0.1:{port}'}}\n"
+            run = Run(tools.place, "redis-gone", workflow=cached, connections=kept)
+            process = run.begin()
+            wait_until(answered(run, 300), "300 answers")
+            redis.kill()
+            redis.wait()
+            asked = sum(call.is_final for call in run.service.calls)
+            run.finish(process)
+            require(sum(call.is_final for call in run.service.calls) > asked, "nothing was called after Redis had gone")
+            said = tools.ends_well(run)
+            run.close()
+            return f"gone after {asked} answers; {said}"
+        finally:
+            redis.kill()
+            redis.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def retried(tools: Tools) -> str:
     """`retry` after the service was mended, killed and gone on with: only what failed, or changed, is called."""
     run, service = Run(tools.place, "retried"), tools.place.service
@@ -453,6 +490,7 @@ MODES: dict[str, Callable[[Tools], str]] = {
     "changed": changed,
     "collected": collected,
     "retried": retried,
+    "redis-gone": redis_gone,
     "order": order,
     "expired": expired,
 }

@@ -108,7 +108,15 @@ class Place:
 class Run:
     """One durable run, from its first process to its last."""
 
-    def __init__(self, place: Place, name: str, state: Path | None = None, workflow: str = WORKFLOW, store: str = ""):
+    def __init__(
+        self,
+        place: Place,
+        name: str,
+        state: Path | None = None,
+        workflow: str = WORKFLOW,
+        store: str = "",
+        connections: str = "",
+    ):
         place.service.begin()
         self.place, self.service = place, place.service
         self.folder = place.folder / name
@@ -121,6 +129,7 @@ class Run:
             f"  service: {{kind: http, base_url: 'http://127.0.0.1:{self.service.port}'}}\n"
             f"  labels: {{kind: sqlite, url: 'sqlite://{place.folder}/labels.db'}}\n"
         )
+        config += connections
         self.state = state or self.folder / "state"
         config += f"state:\n  dir: {self.state}\n  chunk_rows: {CHUNK_ROWS}\n"
         config += "  store: env:KILL_TEST_STORE\n" if store else ""

@@ -3,14 +3,19 @@
 
     benches/peers/functions.py --python venv/bin/python --json functions.json
 
-Three questions, each answered by a table:
+Five questions, each answered by a table:
 
-  batch  x + 1 over ten million float64 values: a function over columns. Ratios are to Polars' `map_batches`.
-  row    x + 1 over a million float64 values: a function over values. Ratios are to Daft's `daft.func`.
-  async  `asyncio.sleep(0.01)` for a hundred thousand items, 256 at a time. Ratios are to Daft's async `daft.func`.
+  batch      x + 1 over ten million float64 values: a function over columns. Ratios are to Polars' `map_batches`.
+  row        x + 1 over a million float64 values: a function over values. Ratios are to Daft's `daft.func`.
+  async      `asyncio.sleep(0.01)` for a hundred thousand items, 256 at a time. Ratios are to Daft's async `daft.func`.
+  inference  a model that takes 5 s to load; 5 ms of CPU for each of 4,000 items, then 20 ms and 0.2 ms an item, in
+             batches, on a device that only one batch can use. Ratios are to the best schedule there is: every core
+             computes from the start to the end, the model loads meanwhile, and the last batch comes after that.
+  memory     x + 1 over a Parquet file of thirty million float64 values, as a stream. Beside the time, the peak of the
+             process's memory counts, over what the imports take.
 
-Data are in memory before the clock starts, and the sum of the results, which is checked, is part of the time. The
-interpreter of `--python` must have rowmill, and whichever peers are to be measured; the others are reported as not
+Data are in memory before the clock starts (in a file, for memory), and the sum of the results, which is checked, is part
+of the time. The interpreter of `--python` must have rowmill, and whichever peers are to be measured; the others are reported as not
 available. Every peer runs in a process of its own; the best of `--repeat` runs counts.
 """
 
@@ -27,8 +32,12 @@ sys.path.insert(0, str(HERE))
 import run  # noqa: E402  (the path above finds it)
 
 IN_FLIGHT = 256
-ROWS = {"batch": 10_000_000, "row": 1_000_000, "async": 100_000}
-BASELINES = {"batch": "polars map_batches", "row": "daft func", "async": "daft async func"}
+LOAD_S, PREPARE_S, CALL_S, CALL_ITEM_S, DEVICE_BATCH = 5.0, 0.005, 0.020, 0.0002, 64
+ROWS = {"batch": 10_000_000, "row": 1_000_000, "async": 100_000, "inference": 4_000, "memory": 30_000_000}
+BASELINES = {
+    "batch": "polars map_batches", "row": "daft func", "async": "daft async func", "inference": "the best schedule",
+    "memory": "polars streaming",
+}  # fmt: skip
 
 
 def table(rows: int):
@@ -138,6 +147,84 @@ def plain_asyncio(rows: int):
     return lambda: asyncio.run(all_of_them())
 
 
+def prepared(x: float) -> float:
+    """Takes 5 ms of CPU."""
+    end = time.thread_time() + PREPARE_S
+    while time.thread_time() < end:
+        pass
+    return x
+
+
+class Device:
+    """A model on a device: the processor only waits for it."""
+
+    def __init__(self):
+        time.sleep(LOAD_S)
+
+    def __call__(self, prepared):
+        time.sleep(CALL_S + CALL_ITEM_S * len(prepared))
+        import pyarrow.compute
+
+        return pyarrow.compute.add(prepared, 1.0)
+
+
+def rowmill_inference(rows: int):
+    import rowmill
+
+    frame = rowmill.from_arrow(table(rows))
+    first = rowmill.step(effects="pure", workers=os.cpu_count(), batch=16, name="prepared")(prepared)
+    second = rowmill.step(Device, returns="float64", effects="pure", batch=DEVICE_BATCH, workers=1, name="y")
+    return lambda: frame.map(first).map(second).agg(y=rowmill.col("y").sum()).to_pydict()["y"][0]
+
+
+def best_schedule(rows: int):
+    def wait():
+        time.sleep(rows * PREPARE_S / os.cpu_count() + CALL_S + CALL_ITEM_S * DEVICE_BATCH)
+        return rows * (rows + 1) / 2
+
+    return wait
+
+
+def values_file(rows: int) -> str:
+    import pyarrow.parquet
+
+    path = pathlib.Path(os.environ.get("TMPDIR", "/tmp")) / f"rowmill-functions-{rows}.parquet"
+    if not path.exists():
+        fresh = path.with_suffix(f".{os.getpid()}")
+        pyarrow.parquet.write_table(table(rows), fresh, compression="zstd", row_group_size=1 << 20)
+        fresh.rename(path)
+    return str(path)
+
+
+def rowmill_memory(rows: int):
+    import numpy
+
+    import rowmill
+
+    path = values_file(rows)
+
+    def plus(x: numpy.ndarray):
+        return x + 1.0
+
+    step = rowmill.step(plus, returns="float64", name="y")
+    return lambda: rowmill.read_parquet(path).map(step).agg(y=rowmill.col("y").sum()).to_pydict()["y"][0]
+
+
+def polars_memory(rows: int):
+    import polars
+
+    path = values_file(rows)
+    step = polars.col("x").map_batches(lambda x: x + 1.0, return_dtype=polars.Float64, is_elementwise=True).alias("y")
+    return lambda: polars.scan_parquet(path).select(step).select(polars.col("y").sum()).collect(engine="streaming").item()
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had so far."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 PEERS = {
     "batch": {
         "polars map_batches": polars_batch,
@@ -158,19 +245,25 @@ PEERS = {
         "daft async func": daft_async,
         "rowmill": rowmill_async,
     },
+    "inference": {"the best schedule": best_schedule, "rowmill": rowmill_inference},
+    "memory": {"polars streaming": polars_memory, "rowmill": rowmill_memory},
 }
 
 
 def child(task: dict) -> None:
     """Runs one peer and tells its result."""
     try:
+        if task["part"] == "memory":
+            # Made before anything is measured, by a process of its own.
+            os.spawnl(os.P_WAIT, sys.executable, sys.executable, "-c",
+                      f"import sys; sys.path.insert(0, {str(HERE)!r}); import functions; functions.values_file({task['rows']})")
         work = PEERS[task["part"]][task["peer"]](task["rows"])
-        seconds = []
+        before, seconds = peak_bytes(), []
         for _ in range(task["repeat"]):
             start = time.perf_counter()
             value = work()
             seconds.append(time.perf_counter() - start)
-        run.tell(seconds=seconds, value=float(value))
+        run.tell(seconds=seconds, value=float(value), peak_bytes=peak_bytes() - before)
     except BaseException as error:  # an engine's panic is not always an Exception
         run.tell(unavailable=run.reason(error))
 
@@ -200,14 +293,15 @@ def measure(part: str, options) -> dict:
         entry["rows_per_second"] = rows / best
         entry["speed"] = base_s / best if base_s else None
         ratio = f"{entry['speed']:8.2f}x" if base_s else ""
-        print(f"  {peer:<28} {best:9.3f} s {rows / best / 1e6:10.3f} M/s {ratio}")
+        peak = f"  {entry['peak_bytes'] / 1e6:9.1f} MB" if part == "memory" else ""
+        print(f"  {peer:<28} {best:9.3f} s {rows / best / 1e6:10.3f} M/s {ratio}{peak}")
     return {"rows": rows, "baseline": BASELINES[part], "peers": results}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure Python functions inside a query, beside peers.")
     parser.add_argument("--python", default=sys.executable, metavar="PATH", help="an interpreter with rowmill and peers")
-    parser.add_argument("--parts", default="batch,row,async", metavar="LIST", help="of batch, row, async")
+    parser.add_argument("--parts", default="batch,row,async,inference,memory", metavar="LIST", help="of batch, row, async, inference, memory")
     parser.add_argument("--only", nargs="*", metavar="WORD", help="peers whose names hold one of these")
     parser.add_argument("--repeat", type=run.check_tpch.positive(int), default=3, metavar="N", help="the best of N counts")
     parser.add_argument("--share", type=run.check_tpch.positive(float), default=1.0, help="share of the items, for a try")

@@ -11,7 +11,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Parser;
-use rowmill::{Diagnostics, SessionOptions};
+use rowmill::{Diagnostics, RunsOptions, SessionOptions};
 
 use crate::args::{Arguments, Command};
 
@@ -50,6 +50,24 @@ pub fn session_options(file: Option<PathBuf>, settings: Vec<(String, String)>) -
     let file = file.or_else(|| std::env::var_os("ROWMILL_CONFIG").map(PathBuf::from));
     let settings = settings::Settings::from_layers(file.as_deref(), settings)?;
     Ok(SessionSettings { options: settings.session_options()?, threads: settings.threads() })
+}
+
+/// Where durable runs live, by the same configuration.
+///
+/// # Errors
+/// As [`session_options`].
+pub fn runs_options(file: Option<PathBuf>, settings: Vec<(String, String)>) -> Result<RunsOptions, Diagnostics> {
+    let file = file.or_else(|| std::env::var_os("ROWMILL_CONFIG").map(PathBuf::from));
+    settings::Settings::from_layers(file.as_deref(), settings)?.runs_options()
+}
+
+/// The interpreter that this command runs in, where it does.
+static OWN_PYTHON: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+
+/// Says that this command runs in a Python interpreter: it is the one of Python steps where nothing else is configured.
+pub fn runs_in_python(interpreter: PathBuf) {
+    // The first one stays; a process has one interpreter.
+    let _ = OWN_PYTHON.set(interpreter);
 }
 
 /// Runs the command that `arguments` (the program's name first) ask for, to its end, and gives the exit code. It

@@ -3,9 +3,9 @@
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 
-use rowmill::spec::config::{self, Color, Config, OutputFormat, Progress, Secret};
+use rowmill::spec::config::{self, Color, Config, OutputFormat, Progress, Secret, StateStore};
 use rowmill::spec::{Diagnostic, Diagnostics, Fault};
-use rowmill::{CacheOptions, SessionOptions, StoreOptions, read_text};
+use rowmill::{CacheOptions, RunsOptions, SessionOptions, StoreOptions, read_text};
 
 use crate::args::{Arguments, Command};
 
@@ -128,6 +128,7 @@ impl Settings {
             max_temp_bytes: execution.max_temp_bytes,
             stores: self.store_options()?,
             connections: self.config.connections.values().cloned().collect(),
+            python: self.python(),
             cache: CacheOptions {
                 folder: self.config.cache.dir.clone().unwrap_or_else(|| self.config.state.dir.join("cache")),
                 memory_bytes: self.config.cache.memory_bytes,
@@ -145,22 +146,24 @@ impl Settings {
         rowmill::gpu::options(&self.config.gpu, &self.config.state.dir)
     }
 
-    /// Where durable runs live.
-    pub(crate) fn state(&self) -> &rowmill::spec::config::State {
-        &self.config.state
+    /// The interpreter of Python steps: as configured, or the one that this command runs in.
+    fn python(&self) -> Option<String> {
+        let said = self.config.python.interpreter.as_ref().or_else(|| crate::OWN_PYTHON.get());
+        said.map(|path| path.display().to_string())
     }
 
-    /// The value of a secret that a setting names.
+    /// Where durable runs live.
     ///
     /// # Errors
-    /// When it is not there.
-    pub(crate) fn secret(&self, setting: &str, secret: &Secret) -> Result<Option<String>, Diagnostics> {
-        resolve(setting, Some(secret))
-    }
-
-    /// Rows of a chunk of durable runs, where it is set.
-    pub(crate) fn chunk_rows(&self) -> Option<usize> {
-        self.config.state.chunk_rows
+    /// When the secret that the configuration names is not there.
+    pub(crate) fn runs_options(&self) -> Result<RunsOptions, Diagnostics> {
+        let state = &self.config.state;
+        let mut options = RunsOptions::folder(&state.dir);
+        if let StateStore::Postgres(url) = &state.store {
+            options.postgres = resolve("state.store", Some(url))?;
+        }
+        options.chunk_rows = state.chunk_rows;
+        Ok(options)
     }
 
     fn store_options(&self) -> Result<StoreOptions, Diagnostics> {

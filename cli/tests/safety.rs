@@ -176,7 +176,7 @@ name: inward
 sources: {numbers: {range: {end: 1}}}
 steps:
   called:
-    http: {from: numbers, connection: api, path: '/latest/meta-data/{value}', response: {answer: {body: text}}}
+    http: {from: numbers, connection: api, path: '/latest/meta-data/{value}', response: {answer: {json: /a, type: int64}}}
     timeout: 5s
 sinks: {out: {from: called, path: out.csv}}
 ",

@@ -7,6 +7,7 @@
 # %% Frames are lazy: they say what to compute, and nothing is read until rows are asked for.
 import asyncio
 import pathlib
+import sys
 import tempfile
 
 import numpy as np
@@ -142,3 +143,33 @@ run = workflow.run({"least": 4})
 print(run)
 assert run.sinks["report"].read().to_pydict() == {"carrier": ["AA", "DL", "UA"], "n": [1, 1, 2]}
 print(workflow.to_yaml())
+
+# %% A function of a module is a step of a workflow: `module:function` in YAML, called in worker processes.
+(folder / "distances.py").write_text(
+    """
+def kilometres(miles: int) -> float:
+    if miles < 500:
+        raise ValueError("too short for an aeroplane")
+    return miles * 1.609344
+"""
+)
+sys.path.insert(0, str(folder))
+import distances  # noqa: E402  (it was written a moment ago)
+
+distant = (
+    rowmill.Workflow("distances")
+    .source("flights", folder / "flights.parquet")
+    .step("far", distances.kilometres, effects="pure", on_error="dead_letter", workers=2)
+    .sink("far", folder / "far.parquet")
+)
+print(distant.to_yaml())
+
+# %% A durable run keeps a journal: what became of each item is known afterwards, and a run that stopped goes on.
+rowmill.configure(state__dir=folder / "state")
+run = distant.run(durable=True)
+print(run)
+assert run.status == "succeeded_with_failures" and run.outcomes["far"]["ok"] == 7
+lost = run.items("dead_lettered")
+lost.select("item", "message", "attempts").show()
+assert lost.count() == 1
+assert [earlier.id for earlier in rowmill.runs()] == [run.id]

@@ -57,6 +57,18 @@ impl Failed {
     }
 }
 
+impl Failed {
+    /// More rows of `what` failed than may.
+    pub(crate) fn too_many(what: &str, reason: &str) -> DataFusionError {
+        DataFusionError::External(Box::new(Failed {
+            text: format!("`{what}`: {reason}"),
+            code: "too_many",
+            help: "max_errors= says how many rows, or what share of them, may fail",
+            fields: Vec::new(),
+        }))
+    }
+}
+
 impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)

@@ -180,6 +180,9 @@ pub(crate) fn write_files(py: Python<'_>, frame: &PyFrame, path: String, options
         .map_err(|reports| from_reports(py, &reports))?;
     let mut inputs = Inputs { base: here(), ..Inputs::default() };
     inputs.tables.insert("frame".to_owned(), frame.table());
-    let report = crate::workflow::run_to_end(py, frame.shared.session.clone(), Arc::new(workflow), inputs, None)?;
+    let session = frame.shared.session.clone();
+    let report = crate::workflow::run_to_end(py, None, move |cancel, watch| async move {
+        session.run_observed(Arc::new(workflow), &inputs, &cancel, watch.as_ref()).await
+    })?;
     Ok(report.sinks.iter().map(|sink| sink.rows).sum())
 }

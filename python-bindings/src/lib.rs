@@ -15,11 +15,15 @@ mod errors;
 mod expr;
 mod files;
 mod frame;
+mod here;
+mod items;
 mod join;
 mod map;
+mod runs;
 mod runtime;
 mod session;
 mod sql;
+mod steps;
 mod workers;
 mod workflow;
 
@@ -55,6 +59,14 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(map::call_function, module)?)?;
     module.add_function(wrap_pyfunction!(workflow::load_workflow, module)?)?;
     module.add_function(wrap_pyfunction!(workflow::parse_workflow, module)?)?;
+    module.add_function(wrap_pyfunction!(runs::resume_run, module)?)?;
+    module.add_function(wrap_pyfunction!(runs::retry_run, module)?)?;
+    module.add_function(wrap_pyfunction!(runs::list_runs, module)?)?;
+    module.add_function(wrap_pyfunction!(runs::find_run, module)?)?;
+    module.add_function(wrap_pyfunction!(runs::run_items, module)?)?;
+    module.add_function(wrap_pyfunction!(runs::outcome_names, module)?)?;
+    module.add_function(wrap_pyfunction!(runs::cancel_run, module)?)?;
+    module.add_function(wrap_pyfunction!(steps::bring, module)?)?;
     module.add_function(wrap_pyfunction!(cli::main, module)?)?;
     Ok(())
 }

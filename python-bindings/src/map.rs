@@ -38,14 +38,12 @@ use crate::cdata;
 use crate::errors::{Raised, from_engine};
 use crate::expr::{PyExpr, user_call};
 use crate::frame::PyFrame;
-use crate::workers::{Pool, Workers};
+use crate::items::Items;
 
 /// In an answer: the row of the input that each row belongs to.
 const ROW: &str = "__row";
 /// Rows that a function sees at once where nothing else is said: their columns stay in the processor's cache.
 const SLICE_ROWS: usize = 1 << 18;
-/// The same for a worker process: small enough that every process has something to do.
-const WORKER_ROWS: usize = 1 << 12;
 
 /// An adapter, and what it answers with.
 struct Call {
@@ -123,8 +121,8 @@ struct Shape {
     schema: SchemaRef,
     /// Rows of a call: exactly so many, or no more than a default.
     batch_rows: Option<usize>,
-    /// Worker processes that call the function, where it is not called in this one.
-    workers: Option<Arc<Workers>>,
+    /// What holds for its items, where the engine's step operator calls the function.
+    items: Option<Arc<Items>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -160,7 +158,7 @@ impl Shape {
             }
         }
         let schema = Arc::new(Schema::new(Fields::from(fields)));
-        Ok(Shape { call, reads, keep, output, schema, batch_rows, workers: None })
+        Ok(Shape { call, reads, keep, output, schema, batch_rows, items: None })
     }
 
     /// The function over one batch.
@@ -231,7 +229,18 @@ impl TableProvider for MapTable {
         _limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let input = state.create_physical_plan(&self.input).await?;
-        let plan: Arc<dyn ExecutionPlan> = Arc::new(PythonExec::new(Arc::clone(&self.shape), input));
+        let shape = &self.shape;
+        let plan: Arc<dyn ExecutionPlan> = match &shape.items {
+            None => Arc::new(PythonExec::new(Arc::clone(shape), input)),
+            Some(items) => {
+                let places = shape.output.iter().map(|place| match place {
+                    Place::Input(at) => (*at, false),
+                    Place::Answer(at) => (*at, true),
+                });
+                let places: Vec<_> = places.collect();
+                items.plan(input, &shape.reads, &shape.call.schema, &places, &shape.schema).await?
+            }
+        };
         let Some(columns) = projection else { return Ok(plan) };
         let schema = plan.schema();
         let columns = columns.iter().map(|at| {
@@ -248,32 +257,23 @@ struct PythonExec {
     shape: Arc<Shape>,
     input: Arc<dyn ExecutionPlan>,
     properties: Arc<PlanProperties>,
-    /// The processes, shared by the partitions.
-    pool: Option<Arc<Pool>>,
 }
 
 impl PythonExec {
     fn new(shape: Arc<Shape>, input: Arc<dyn ExecutionPlan>) -> PythonExec {
-        let pool = shape.workers.as_ref().and_then(|workers| {
-            let reads = Arc::new(input.schema().project(&shape.reads).ok()?);
-            Some(Arc::new(Pool::new(Arc::clone(workers), &shape.call.name, reads, Arc::clone(&shape.call.schema))))
-        });
         let properties = PlanProperties::new(
             EquivalenceProperties::new(Arc::clone(&shape.schema)),
             datafusion::physical_plan::Partitioning::UnknownPartitioning(input.output_partitioning().partition_count()),
             EmissionType::Incremental,
             input.boundedness(),
         );
-        PythonExec { shape, input, properties: Arc::new(properties), pool }
+        PythonExec { shape, input, properties: Arc::new(properties) }
     }
 }
 
 impl DisplayAs for PythonExec {
     fn fmt_as(&self, _kind: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PythonExec: {}", self.shape.call.name)?;
-        if let Some(workers) = &self.shape.workers {
-            write!(f, ", workers={}", workers.count)?;
-        }
         match self.shape.batch_rows {
             Some(rows) => write!(f, ", batch={rows}"),
             None => Ok(()),
@@ -319,23 +319,10 @@ impl ExecutionPlan for PythonExec {
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let input = self.input.execute(partition, context)?;
         let shape = Arc::clone(&self.shape);
-        let default_rows = if self.pool.is_some() { WORKER_ROWS } else { SLICE_ROWS };
-        let sized = sized(input, shape.batch_rows, default_rows);
+        let sized = sized(input, shape.batch_rows, SLICE_ROWS);
         let schema = Arc::clone(&shape.schema);
-        let Some(pool) = self.pool.clone() else {
-            let mapped = sized.map(move |batch| shape.apply(&batch?));
-            return Ok(Box::pin(RecordBatchStreamAdapter::new(schema, mapped)));
-        };
-        let at_once = shape.workers.as_ref().map_or(1, |workers| workers.count);
-        let mapped = sized.map(move |batch| {
-            let (shape, pool) = (Arc::clone(&shape), Arc::clone(&pool));
-            async move {
-                let batch = batch?;
-                let answer = pool.apply(batch.project(&shape.reads)?).await?;
-                shape.finish(&batch, answer)
-            }
-        });
-        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, mapped.buffered(at_once))))
+        let mapped = sized.map(move |batch| shape.apply(&batch?));
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, mapped)))
     }
 }
 
@@ -433,7 +420,7 @@ fn keep_freed_memory() {
 /// A frame of what a function makes of another: `reads` are the columns that it is given, `schema` (an object with
 /// `__arrow_c_schema__`) those that it answers with, which come beside the others if `keep`.
 #[pyfunction]
-#[pyo3(signature = (frame, name, function, reads, schema, keep, batch_rows, workers = None))]
+#[pyo3(signature = (frame, name, function, reads, schema, keep, batch_rows, items = None))]
 #[expect(clippy::too_many_arguments, reason = "they are keywords in Python, where this is called once")]
 pub(crate) fn map_frame(
     py: Python<'_>,
@@ -444,7 +431,7 @@ pub(crate) fn map_frame(
     schema: &Bound<'_, PyAny>,
     keep: bool,
     batch_rows: Option<usize>,
-    workers: Option<&Bound<'_, PyDict>>,
+    items: Option<&Bound<'_, PyDict>>,
 ) -> PyResult<PyFrame> {
     keep_freed_memory();
     if batch_rows == Some(0) {
@@ -463,9 +450,13 @@ pub(crate) fn map_frame(
         }
     }
     let keep = if keep { Keep::All } else { Keep::Nothing };
-    let workers = workers.map(|said| Workers::from_python(said, &reads, &call.schema)).transpose()?.map(Arc::new);
+    let shared = Arc::clone(&frame.shared);
+    let items = items
+        .map(|said| Items::from_python(said, &call.function, &reads, &call.schema, shared))
+        .transpose()?
+        .map(Arc::new);
     let shape = Shape::try_new(call, &input, &reads, keep, batch_rows).map_err(|error| from_engine(py, &error))?;
-    let shape = Shape { workers, ..shape };
+    let shape = Shape { items, ..shape };
     let table = MapTable { input: frame.plan.clone(), shape: Arc::new(shape) };
     PyFrame::of_table(Arc::clone(&frame.shared), Arc::new(table)).map_err(|error| from_engine(py, &error))
 }

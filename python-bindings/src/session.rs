@@ -1,11 +1,13 @@
 //! The engine that every frame of the process shares.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use datafusion::execution::SessionState;
 use parking_lot::RwLock;
 use pyo3::prelude::*;
 use rowmill::Session;
+use rowmill_step_python::{Program, PythonFactory, Worker};
 
 use crate::errors::{from_engine, from_reports};
 
@@ -14,6 +16,11 @@ pub(crate) struct Shared {
     pub(crate) session: Session,
     /// For looking up functions and building plans; queries run in states of their own.
     pub(crate) state: SessionState,
+    /// The configuration's file and settings, as they were given.
+    pub(crate) config: Option<PathBuf>,
+    pub(crate) settings: Vec<(String, String)>,
+    /// Functions and folders of this program, for Python steps of workflows.
+    pub(crate) program: Program,
 }
 
 static SHARED: RwLock<Option<Arc<Shared>>> = RwLock::new(None);
@@ -33,17 +40,32 @@ pub(crate) fn shared(py: Python<'_>) -> PyResult<Arc<Shared>> {
 /// Opens a session with this configuration file and these settings, and makes it the one that new frames use.
 #[pyfunction]
 #[pyo3(signature = (config, settings))]
-pub(crate) fn configure(
-    py: Python<'_>,
-    config: Option<std::path::PathBuf>,
-    settings: Vec<(String, String)>,
-) -> PyResult<()> {
-    let read = rowmill_cli::session_options(config, settings).map_err(|reports| from_reports(py, &reports))?;
+pub(crate) fn configure(py: Python<'_>, config: Option<PathBuf>, settings: Vec<(String, String)>) -> PyResult<()> {
+    let read = rowmill_cli::session_options(config.clone(), settings.clone());
+    let mut read = read.map_err(|reports| from_reports(py, &reports))?;
+    let program = Program::default();
+    read.options.kinds.push(Arc::new(python_steps(py, read.options.python.clone(), &program)?));
     let session = Session::try_new(read.options).map_err(|error| from_engine(py, &error))?;
     crate::runtime::set_threads(read.threads)?;
     let state = ordered(session.engine().session(false));
-    *SHARED.write() = Some(Arc::new(Shared { session, state }));
+    *SHARED.write() = Some(Arc::new(Shared { session, state, config, settings, program }));
     Ok(())
+}
+
+/// Python steps of workflows in this interpreter, where no other is configured.
+fn python_steps(py: Python<'_>, configured: Option<String>, program: &Program) -> PyResult<PythonFactory> {
+    let own: Option<String> = py.import("sys")?.getattr("executable")?.extract()?;
+    let is_own = configured.is_none() || configured == own;
+    let python = configured.or(own).unwrap_or_else(|| "python3".to_owned());
+    let mut factory = PythonFactory::new(python);
+    if is_own {
+        // The file beside this module, whose processes need not load the rest of the package.
+        let package: PathBuf = py.import("rowmill")?.getattr("__file__")?.extract()?;
+        factory.worker = Worker::File(package.with_file_name("_worker.py"));
+    }
+    factory.program = program.clone();
+    factory.printed = crate::workers::to_python();
+    Ok(factory)
 }
 
 impl Shared {

@@ -12,13 +12,14 @@ use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use rowmill::spec::{LogicalType, ResourceClass, Resources, Value, Workflow, WorkflowBuilder};
-use rowmill::{Inputs, Meter, Observer, RunError, RunReport, Session, Tally};
+use rowmill::{Inputs, Meter, Observer, RunError, RunReport, Tally};
 use tokio_util::sync::CancellationToken;
 
 use crate::batches::Batches;
 use crate::errors::{cancelled, from_reports};
 use crate::files::{Options, here};
 use crate::frame::PyFrame;
+use crate::runs::{Origin, run_durably};
 use crate::runtime::{LISTEN, leave, listen, threads, wait};
 use crate::session::shared;
 
@@ -30,6 +31,8 @@ const CLEANING: Duration = Duration::from_secs(5);
 pub(crate) struct PyWorkflow {
     workflow: Arc<Workflow>,
     base: PathBuf,
+    /// Where it was read from; `None` where it was built.
+    origin: Option<Origin>,
 }
 
 /// Steps that a Python program takes to build a workflow.
@@ -88,6 +91,12 @@ impl PyBuilder {
         self.change(|builder| builder.source_provided(name))
     }
 
+    /// A step that calls a function; see `steps::python`.
+    fn python(&self, py: Python<'_>, name: String, said: &Bound<'_, PyDict>) -> PyResult<()> {
+        let (step, items, resources) = crate::steps::python(py, said)?;
+        self.change(|builder| builder.step(name, step, items, resources))
+    }
+
     #[pyo3(signature = (name, text, class))]
     fn sql(&self, name: String, text: String, class: Option<&str>) -> PyResult<()> {
         let resources = class.map(|word| Resources::class(ResourceClass::from_word(word))).unwrap_or_default();
@@ -103,7 +112,7 @@ impl PyBuilder {
         let builder = self.builder.lock().take();
         let builder = builder.ok_or_else(|| PyRuntimeError::new_err("the workflow was built before"))?;
         let workflow = builder.build().map_err(|reports| from_reports(py, &reports))?;
-        Ok(PyWorkflow { workflow: Arc::new(workflow), base: base.unwrap_or_else(here) })
+        Ok(PyWorkflow { workflow: Arc::new(workflow), base: base.unwrap_or_else(here), origin: None })
     }
 }
 
@@ -111,14 +120,18 @@ impl PyBuilder {
 #[pyfunction]
 pub(crate) fn load_workflow(py: Python<'_>, path: PathBuf) -> PyResult<PyWorkflow> {
     let (workflow, inputs) = rowmill::load(&path).map_err(|reports| from_reports(py, &reports))?;
-    Ok(PyWorkflow { workflow, base: inputs.base })
+    let text = rowmill::read_text(&path).map_err(|reports| from_reports(py, &reports))?;
+    let path = std::path::absolute(path)?;
+    let origin = Origin { name: path.display().to_string(), path: Some(path), text };
+    Ok(PyWorkflow { workflow, base: inputs.base, origin: Some(origin) })
 }
 
 /// The workflow in a text; the end of `name` tells its form.
 #[pyfunction]
 pub(crate) fn parse_workflow(py: Python<'_>, name: &str, text: &str, base: Option<PathBuf>) -> PyResult<PyWorkflow> {
     let workflow = rowmill::spec::parse(name, text).map_err(|reports| from_reports(py, &reports))?;
-    Ok(PyWorkflow { workflow: Arc::new(workflow), base: base.unwrap_or_else(here) })
+    let origin = Origin { name: name.to_owned(), path: None, text: text.to_owned() };
+    Ok(PyWorkflow { workflow: Arc::new(workflow), base: base.unwrap_or_else(here), origin: Some(origin) })
 }
 
 /// Names of sources, steps and sinks, and parameters with their types.
@@ -192,9 +205,36 @@ impl PyWorkflow {
     #[pyo3(signature = (given, progress))]
     fn run<'py>(&self, py: Python<'py>, given: Given<'_>, progress: Option<Py<PyAny>>) -> PyResult<Bound<'py, PyDict>> {
         let inputs = self.inputs(py, given)?;
-        let session = shared(py)?.session.clone();
-        let report = run_to_end(py, session, Arc::clone(&self.workflow), inputs, progress)?;
+        let (session, workflow) = (shared(py)?.session.clone(), Arc::clone(&self.workflow));
+        let report = run_to_end(py, progress, move |cancel, watch| async move {
+            session.run_observed(workflow, &inputs, &cancel, watch.as_ref()).await
+        })?;
         described(py, report)
+    }
+
+    /// Whether its text asks for durable runs.
+    fn is_durable(&self) -> bool {
+        self.workflow.durable
+    }
+
+    /// As `run`, durably; `started` is called with the run's id before anything else happens.
+    fn run_durably<'py>(
+        &self,
+        py: Python<'py>,
+        given: Given<'_>,
+        progress: Option<Py<PyAny>>,
+        started: Py<PyAny>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let inputs = self.inputs(py, given)?;
+        let workflow = Arc::clone(&self.workflow);
+        match &self.origin {
+            Some(origin) => run_durably(py, workflow, inputs, origin, progress, started),
+            None => {
+                let text = self.to_yaml(py)?;
+                let origin = Origin { name: "workflow.yaml".to_owned(), path: None, text };
+                run_durably(py, workflow, inputs, &origin, progress, started)
+            }
+        }
     }
 }
 
@@ -205,7 +245,7 @@ fn rendered(reports: &rowmill::Diagnostics) -> Vec<String> {
     reports.reports.iter().map(one).collect()
 }
 
-fn described(py: Python<'_>, report: RunReport) -> PyResult<Bound<'_, PyDict>> {
+pub(crate) fn described(py: Python<'_>, report: RunReport) -> PyResult<Bound<'_, PyDict>> {
     let answer = PyDict::new(py);
     answer.set_item("id", report.id.to_string())?;
     answer.set_item("workflow", &report.workflow)?;
@@ -264,7 +304,7 @@ fn described(py: Python<'_>, report: RunReport) -> PyResult<Bound<'_, PyDict>> {
 
 /// Hands the meters of a run to the thread that waits for it.
 #[derive(Default)]
-struct Watch {
+pub(crate) struct Watch {
     meters: Mutex<Option<IndexMap<String, Arc<Meter>>>>,
 }
 
@@ -291,14 +331,15 @@ impl Watch {
     }
 }
 
-/// Runs a workflow while this thread waits without the GIL. Ctrl-C cancels the run and waits until it has cleaned up.
-pub(crate) fn run_to_end(
+/// Waits without the GIL for a run. Ctrl-C cancels it and waits until it has cleaned up.
+pub(crate) fn run_to_end<F>(
     py: Python<'_>,
-    session: Session,
-    workflow: Arc<Workflow>,
-    inputs: Inputs,
     progress: Option<Py<PyAny>>,
-) -> PyResult<RunReport> {
+    work: impl FnOnce(CancellationToken, Arc<Watch>) -> F,
+) -> PyResult<RunReport>
+where
+    F: Future<Output = Result<RunReport, RunError>> + Send + 'static,
+{
     if let Some(function) = &progress
         && !function.bind(py).is_callable()
     {
@@ -306,12 +347,11 @@ pub(crate) fn run_to_end(
     }
     let (cancel, watch) = (CancellationToken::new(), Arc::new(Watch::default()));
     let (sender, mut receiver) = sync_channel(1);
-    let (token, seen) = (cancel.clone(), Arc::clone(&watch));
+    let work = work(cancel.clone(), Arc::clone(&watch));
     let threads = threads()?;
     threads.spawn(async move {
-        let outcome = session.run_observed(workflow, &inputs, &token, seen.as_ref()).await;
         // The receiver is gone if nobody waits any more.
-        let _ = sender.send(outcome);
+        let _ = sender.send(work.await);
     })?;
     let mut stopped: Option<PyErr> = None;
     let mut patience = CLEANING;

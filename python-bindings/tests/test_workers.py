@@ -145,7 +145,7 @@ def test_it_is_a_step_of_the_query(frame):
     got = frame.map(pid, workers=1).filter(col("x") > 97).agg(n=col("x").count()).to_pydict()
     assert got == {"n": [2]}
     with pytest.raises(ValueError, match="say workers= too"):
-        rowmill.step(memory="1GB")(pid)
+        frame.map(pid, memory="1GB")
 
 
 def test_no_process_is_left(frame):

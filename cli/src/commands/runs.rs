@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rowmill::spec::config::StateStore;
 use rowmill::spec::{Diagnostic, Diagnostics};
 use rowmill::store::{CancelResult, PageRequest, Run, RunFilter, RunId, RunStatus, StageStatus};
 use rowmill::{Inputs, RunError, RunReport, Runs, RunsOptions, Session, Workflow};
@@ -25,13 +24,8 @@ fn refuse(reports: &Diagnostics, settings: &Settings) -> u8 {
 
 /// The store of durable runs as configured; otherwise the exit code, the reason being told.
 async fn open_runs(session: &Session, create: bool, settings: &Settings) -> Result<Runs, u8> {
-    let state = settings.state();
-    let mut options = RunsOptions { create, ..RunsOptions::folder(&state.dir) };
-    if let StateStore::Postgres(url) = &state.store {
-        options.postgres = settings.secret("state.store", url).map_err(|reports| refuse(&reports, settings))?;
-    }
-    options.chunk_rows = settings.chunk_rows();
-    session.runs(options).await.map_err(|reports| refuse(&reports, settings))
+    let options = settings.runs_options().map_err(|reports| refuse(&reports, settings))?;
+    session.runs(RunsOptions { create, ..options }).await.map_err(|reports| refuse(&reports, settings))
 }
 
 async fn opened(create: bool, settings: &Settings) -> Result<(Session, Runs), u8> {

@@ -10,19 +10,24 @@ use rowmill_limits::{BreakerSettings, LimitSettings};
 use rowmill_spec::config::{Connection, ConnectionKind};
 use rowmill_step::{SecretRef, StaticConnections, StepFactory};
 
-/// Every step kind that Rowmill has, with a GPU of its own.
-pub fn kinds() -> Vec<Arc<dyn StepFactory>> {
-    kinds_with(&GpuContext::new(GpuOptions::default()), None)
+/// Every step kind that Rowmill has, Python functions with this interpreter, and with a GPU of its own.
+pub fn kinds(python: &str) -> Vec<Arc<dyn StepFactory>> {
+    kinds_with(python, &GpuContext::new(GpuOptions::default()), None)
 }
 
 /// Every step kind that Rowmill has. Another kind is one more line.
-pub(crate) fn kinds_with(gpu: &Arc<GpuContext>, model_library: Option<&Path>) -> Vec<Arc<dyn StepFactory>> {
+pub(crate) fn kinds_with(
+    python: &str,
+    gpu: &Arc<GpuContext>,
+    model_library: Option<&Path>,
+) -> Vec<Arc<dyn StepFactory>> {
     vec![
         Arc::new(rowmill_step_gpu::GpuFactory::new(crate::gpu::device_of(gpu))),
         Arc::new(rowmill_step_model::ModelFactory::new(model_library)),
         Arc::new(rowmill_step_http::HttpFactory),
         Arc::new(rowmill_step_lookup::LookupFactory),
         Arc::new(rowmill_step_command::CommandFactory),
+        Arc::new(rowmill_step_python::PythonFactory::new(python)),
     ]
 }
 

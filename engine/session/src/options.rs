@@ -30,6 +30,8 @@ pub struct SessionOptions {
     pub connections: Vec<Connection>,
     /// Where results of steps are cached.
     pub cache: CacheOptions,
+    /// The interpreter of Python steps; `python3` of `PATH` where absent.
+    pub python: Option<String>,
     /// How a GPU is used; a session that is given none uses it where that pays.
     pub gpu: GpuOptions,
     /// The file of ONNX Runtime, for `model` steps; it is looked for where absent.
@@ -52,7 +54,15 @@ impl From<&SessionOptions> for EngineOptions {
             stores: options.stores.clone(),
             host: crate::host::host(
                 &options.connections,
-                &[crate::host::kinds_with(&gpu, options.model_library.as_deref()), options.kinds.clone()].concat(),
+                &[
+                    crate::host::kinds_with(
+                        options.python.as_deref().unwrap_or("python3"),
+                        &gpu,
+                        options.model_library.as_deref(),
+                    ),
+                    options.kinds.clone(),
+                ]
+                .concat(),
                 &options.cache,
             ),
         }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arrow::array::RecordBatch;
 use rowmill_engine::compile::Inputs;
 use rowmill_engine::durable::{
     self, CHUNK_ROWS, Durable, RetryChoice, Task, inputs_of, inspect, read_payload, store_report,
@@ -303,6 +304,14 @@ impl Runs {
     pub async fn cancel(&self, run: RunId, reason: Option<&str>) -> Result<CancelResult, Diagnostics> {
         let answer = self.durable.store.request_cancel(&Scope::all(), run, &self.durable.actor, reason).await;
         answer.map_err(|error| refuse(&error))
+    }
+
+    /// A run's items that are not simply ok; the columns are those of [`inspect::items_schema`].
+    ///
+    /// # Errors
+    /// When there is no such run, or its ledgers cannot be read.
+    pub async fn item_rows(&self, run: RunId) -> Result<Vec<RecordBatch>, Diagnostics> {
+        inspect::items(&self.durable, run).await.map_err(one)
     }
 
     /// SQL in which `items` is the table of a run's items that are not simply ok.

@@ -75,9 +75,17 @@ steps:
       memory: 2GB
     on_error: {default: {score: 0.0}}
     timeout: 10s
+  ranked:
+    python:
+      from: scored
+      function: ranking:rank
+      reads: [score, seats]
+      output: {rank: int64}
+    effects: pure
+    in_flight: 4
   alike:
     gpu:
-      from: scored
+      from: ranked
       top_k: {column: embedding, corpus: models/planes.parquet, id: tailnum, k: 5}
   delays:
     model:
@@ -87,7 +95,7 @@ steps:
       output: {delay: y}
     batch: {rows: 4096}
 sinks:
-  scores: {from: scored, path: out/scores.parquet}
+  scores: {from: ranked, path: out/scores.parquet}
 "#;
 
 /// The page of all keys of a workflow's text, as Markdown.
@@ -110,7 +118,7 @@ pub fn workflow_page() -> String {
     section(&mut page, "`sources.NAME.csv`", &keys::CSV);
     section(&mut page, "`steps.NAME`: a step", &keys::STEP);
     page.push_str(
-        "\nA step is one of `sql`, `http`, `lookup`, `command`, `gpu` and `model`. All but `sql` take the rows of one step or source\n\
+        "\nA step is one of `sql`, `http`, `lookup`, `command`, `python`, `gpu` and `model`. All but `sql` take the rows of one step or source\n\
          (`from`) and add columns to them; joins and the choice of columns are for `sql` steps. Texts of `http` and\n\
          `command` steps may hold `${params.NAME}` and `${vars.NAME}`, whose values are text and nothing else, and those\n\
          of `http` steps `{column}`, with `{{` and `}}` for braces; in YAML a text that begins with `{` needs quotes.\n\
@@ -128,6 +136,8 @@ pub fn workflow_page() -> String {
     section(&mut page, "`steps.NAME.lookup`: queries against a database", &keys::LOOKUP);
     section(&mut page, "`steps.NAME.command`: a program", &keys::COMMAND);
     section(&mut page, "`steps.NAME.command.output.COLUMN`", &keys::OUTPUT);
+    section(&mut page, "`steps.NAME.python`: a function", &keys::PYTHON);
+    section(&mut page, "`steps.NAME.python.output.COLUMN`", &keys::OUTPUT);
     section(&mut page, "`steps.NAME.gpu`: a similarity search", &keys::GPU);
     section(&mut page, "`steps.NAME.gpu.top_k`", &keys::TOP_K);
     section(&mut page, "`steps.NAME.model`: a model", &keys::MODEL);

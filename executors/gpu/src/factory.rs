@@ -42,10 +42,10 @@ impl StepFactory for GpuFactory {
     }
 
     fn build(&self, step: &Step, fill: Fill<'_>) -> Result<Arc<dyn StepExecutor>, Vec<Diagnostic>> {
-        self.build_in(Path::new(""), step, fill)
+        self.build_in(step, fill, Path::new(""))
     }
 
-    fn build_in(&self, base: &Path, step: &Step, fill: Fill<'_>) -> Result<Arc<dyn StepExecutor>, Vec<Diagnostic>> {
+    fn build_in(&self, step: &Step, fill: Fill<'_>, base: &Path) -> Result<Arc<dyn StepExecutor>, Vec<Diagnostic>> {
         let StepKind::Gpu(gpu) = &step.kind else { return Err(wrong_kind(step, self.kind())) };
         let top_k = &gpu.top_k.value;
         let corpus = fill_with(&top_k.corpus, fill, |value| Ok(value.to_owned())).map_err(|report| vec![report])?;

@@ -229,7 +229,7 @@ fn the_text_becomes_options() {
     let build = |text: &str| {
         let workflow = rowmill_spec::parse_yaml("t.yaml", text).unwrap_or_else(|reports| panic!("{reports}"));
         let fill = |template: &rowmill_spec::Template| Ok(template.fill(|_| None).unwrap());
-        GpuFactory::on_cpu().build_in(Path::new("/flows"), &workflow.steps["s"], &fill)
+        GpuFactory::on_cpu().build_in(&workflow.steps["s"], &fill, Path::new("/flows"))
     };
     let step = build(&text("column: v, corpus: a/c.parquet, k: 5", "    batch: {rows: 7}\n")).unwrap();
     let description = step.describe();

@@ -27,10 +27,10 @@ impl StepFactory for ModelFactory {
     }
 
     fn build(&self, step: &Step, fill: Fill<'_>) -> Result<Arc<dyn StepExecutor>, Vec<Diagnostic>> {
-        self.build_in(Path::new(""), step, fill)
+        self.build_in(step, fill, Path::new(""))
     }
 
-    fn build_in(&self, base: &Path, step: &Step, fill: Fill<'_>) -> Result<Arc<dyn StepExecutor>, Vec<Diagnostic>> {
+    fn build_in(&self, step: &Step, fill: Fill<'_>, base: &Path) -> Result<Arc<dyn StepExecutor>, Vec<Diagnostic>> {
         let StepKind::Model(model) = &step.kind else { return Err(wrong_kind(step, self.kind())) };
         let file = fill_with(&model.file, fill, |value| Ok(value.to_owned())).map_err(|report| vec![report])?;
         if file.trim().is_empty() {

@@ -257,7 +257,7 @@ fn the_text_becomes_options() {
         let text = format!("rowmill: 1\nname: f\nsteps:\n  s:\n    model: {{from: t, {model}}}\n{rest}");
         let workflow = rowmill_spec::parse_yaml("t.yaml", &text).unwrap_or_else(|reports| panic!("{reports}"));
         let fill = |template: &rowmill_spec::Template| Ok(template.fill(|_| None).unwrap());
-        ModelFactory::default().build_in(Path::new("/flows"), &workflow.steps["s"], &fill)
+        ModelFactory::default().build_in(&workflow.steps["s"], &fill, Path::new("/flows"))
     };
     let step = build("file: m.onnx, inputs: {x: [a, b], y: a}, output: {s: z}, device: auto", "    batch: {rows: 7}\n");
     let step = step.unwrap();

@@ -6,8 +6,8 @@
 //! ```
 //! | direction | head | body |
 //! |---|---|---|
-//! | → first | `{"function", "kind", "what", "flavors", "many", "in_flight", "sys_path", "pickle_bytes"}` | the schema of the answer as an Arrow IPC stream, then the pickle |
-//! | ← | `{"ready": true}`, or `{"failed": {...}}` where the function cannot be loaded | |
+//! | → first | `{"function", "check", "kind", "what", "flavors", "given", "fan_out", "arguments", "many", "in_flight", "sys_path", "pickle_bytes"}` | the schema of the answer as an Arrow IPC stream, then the pickle |
+//! | ← | `{"ready": true, "kind"}`, or `{"failed": {...}}` where the function cannot be loaded | |
 //! | → group | `{"rows"}` | an Arrow IPC stream of one batch |
 //! | ← | `{"failures": [[row, {"type", "message", "traceback", "retryable"}]]}`, or `{"failed": {...}}` | an Arrow IPC stream of one batch, with a first column `__row` where not every item has exactly one row |
 //!
@@ -18,6 +18,7 @@
 //! dies it is known which item it was about, and that the ones after it never left. Otherwise a group goes whole, and
 //! the engine bisects.
 
+mod factory;
 mod options;
 mod process;
 mod session;
@@ -25,5 +26,6 @@ mod spawner;
 mod step;
 mod wire;
 
+pub use factory::{BROUGHT, Program, PythonFactory};
 pub use options::{Function, Kind, Limits, OptionsError, Output, PythonOptions, Worker};
 pub use step::PythonStep;

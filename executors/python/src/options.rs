@@ -104,6 +104,14 @@ pub struct Limits {
     pub open_files: Option<u64>,
 }
 
+/// Whether this is what Python takes for a name, or names with dots between them.
+fn is_dotted(text: &str) -> bool {
+    text.split('.').all(|part| {
+        part.chars().next().is_some_and(|first| first == '_' || first.is_alphabetic())
+            && part.chars().all(|letter| letter == '_' || letter.is_alphanumeric())
+    })
+}
+
 /// A function that takes bytes as they come.
 type Taker = dyn Fn(&[u8]) + Send + Sync;
 
@@ -139,13 +147,18 @@ pub struct PythonOptions {
     pub function: Function,
     /// What it does, for caches: a hash of its source, where the caller knows one.
     pub source: Option<String>,
-    /// How it is called.
-    pub kind: Kind,
+    /// How it is called; told by the function itself where absent.
+    pub kind: Option<Kind>,
+    /// Where the function tells: what it is given, if its annotations do not say (`values`, `arrow`, `numpy` ...).
+    pub given: Option<&'static str>,
+    /// Where the function tells: whether it is to give any number of rows for an item.
+    pub fan_out: bool,
     /// Its name, for messages.
     pub what: String,
     /// The columns that it is given, in order.
     pub reads: Vec<String>,
-    /// How each of them is given to a function over batches: `arrow`, `numpy`, `pandas` or `polars`.
+    /// How each of them is given to a function over batches: `arrow`, `numpy`, `pandas` or `polars`. Used where `kind`
+    /// is known.
     pub flavors: Vec<String>,
     /// The columns that it adds.
     pub output: SchemaRef,
@@ -159,6 +172,8 @@ pub struct PythonOptions {
     pub env: Vec<(String, String)>,
     /// What running it again means; `once` unless declared.
     pub effects: Effects,
+    /// Whether an exception is worth another attempt where it does not say so itself, by an attribute `retryable`.
+    pub raised_passes: bool,
     /// What a process may use.
     pub limits: Limits,
     /// How long a group may take. The process is killed when it takes longer.
@@ -181,7 +196,9 @@ impl PythonOptions {
             worker: Worker::Installed,
             function,
             source: None,
-            kind: Kind::Row,
+            kind: Some(Kind::Row),
+            given: None,
+            fan_out: false,
             what: what.to_owned(),
             reads: reads.iter().map(|name| (*name).to_owned()).collect(),
             flavors: vec!["arrow".to_owned(); reads.len()],
@@ -191,6 +208,7 @@ impl PythonOptions {
             sys_path: Vec::new(),
             env: Vec::new(),
             effects: Effects::Once,
+            raised_passes: false,
             limits: Limits::default(),
             group_timeout: None,
             start_timeout: Duration::from_secs(600),
@@ -204,6 +222,15 @@ impl PythonOptions {
         }
     }
 
+    /// One row for each item, or any number.
+    pub fn cardinality(&self) -> Cardinality {
+        match self.kind {
+            Some(kind) => kind.cardinality(),
+            None if self.fan_out => Cardinality::FanOut,
+            None => Cardinality::OneToOne,
+        }
+    }
+
     /// Checks the options.
     pub(crate) fn check(&self) -> Result<(), OptionsError> {
         let wrong = |option, message: String| Err(OptionsError { option, message });
@@ -211,7 +238,7 @@ impl PythonOptions {
             return wrong("python", "it names an interpreter".to_owned());
         }
         if let Function::Named(name) = &self.function
-            && !name.split_once(':').is_some_and(|(module, function)| !module.is_empty() && !function.is_empty())
+            && !name.split_once(':').is_some_and(|(module, function)| is_dotted(module) && is_dotted(function))
         {
             return wrong("function", format!("`{name}` is not `module:function`"));
         }

@@ -13,9 +13,9 @@ use serde_json::{Value as Json, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::Instant;
 
-use crate::options::{Function, PythonOptions};
+use crate::options::{Function, Kind, PythonOptions};
 use crate::process::Process;
-use crate::wire::{Broken, decode, encode, encode_schema, frame, plain_schema, read_frame};
+use crate::wire::{Broken, Frame, decode, encode, encode_schema, plain_schema, read_frame};
 
 /// In an answer: the item that each row belongs to.
 const ROW: &str = "__row";
@@ -27,6 +27,8 @@ pub(crate) struct PythonSession {
     shape: StepShape,
     /// The columns as they are sent.
     sent: SchemaRef,
+    /// How the function is called.
+    kind: Kind,
     /// The process, taken out while a group is worked on: whoever drops that work drops, and so kills, the process.
     idle: Option<Process>,
 }
@@ -46,12 +48,30 @@ impl PythonSession {
         shape: StepShape,
     ) -> Result<Self, Failure> {
         let sent = plain_schema(&shape.input);
-        let mut session = Self { options, context, shape, sent, idle: None };
-        session.idle = Some(session.start().await?);
+        let kind = options.kind.unwrap_or(Kind::Row);
+        let mut session = Self { options, context, shape, sent, kind, idle: None };
+        let (process, kind) = session.start(false).await?;
+        session.idle = Some(process);
+        session.kind = kind;
         Ok(session)
     }
 
-    async fn start(&self) -> Result<Process, Failure> {
+    /// Has a process look at the function, without making what it needs (a model) nor calling it.
+    pub(crate) async fn check(options: &Arc<PythonOptions>, context: &StepContext) -> Result<(), Failure> {
+        let shape = StepShape { input: options.output.clone(), output: options.output.clone() };
+        let session = Self {
+            options: options.clone(),
+            context: context.clone(),
+            sent: plain_schema(&shape.input),
+            shape,
+            kind: Kind::Row,
+            idle: None,
+        };
+        session.start(true).await.map(drop)
+    }
+
+    /// Starts a process; says how the function is called.
+    async fn start(&self, check: bool) -> Result<(Process, Kind), Failure> {
         let options = &self.options;
         let mut process = Process::start(options, &self.context).await?;
         let internal = |error: String| self.context.failure(FailureCode::Internal, error).sent(Sent::Never);
@@ -62,10 +82,15 @@ impl PythonSession {
         };
         let head = json!({
             "function": name,
-            "kind": options.kind.as_str(),
+            "check": check,
+            "kind": options.kind.map(Kind::as_str),
             "what": options.what,
             "flavors": options.flavors,
-            "many": options.many,
+            "given": options.given,
+            "fan_out": options.fan_out,
+            "arguments": options.reads,
+            // Where the function tells, one column may come alone or in a mapping.
+            "many": if options.kind.is_none() && !options.many { Json::Null } else { json!(options.many) },
             "in_flight": options.in_flight,
             "sys_path": options.sys_path,
             "pickle_bytes": pickle.len(),
@@ -73,8 +98,13 @@ impl PythonSession {
         let body = [schema.as_slice(), pickle].concat();
         let patience =
             Patience { until: Some((Instant::now() + options.start_timeout, true)), cancel: &self.context.cancel };
-        match converse(&mut process, &frame(&head, &body), options.max_answer_bytes, &patience).await {
-            Ok((head, _)) if head["ready"] == true => Ok(process),
+        match converse(&mut process, &Frame::new(&head, body), options.max_answer_bytes, &patience).await {
+            Ok((head, _)) if head["ready"] == true => {
+                let kind = options.kind.or_else(|| head["kind"].as_str().and_then(Kind::from_word));
+                let kind = kind.filter(|kind| kind.cardinality() == options.cardinality());
+                let kind = kind.ok_or_else(|| internal("the worker does not say how the function is called".into()))?;
+                Ok((process, kind))
+            }
             Ok((head, _)) => {
                 let failure = self.raised(&head["failed"], FailureCode::Setup);
                 Err(failure.sent(Sent::Never))
@@ -93,7 +123,8 @@ impl PythonSession {
         };
         let redactor = &self.context.redactor;
         let failure = Failure::new(code, message, redactor).field("traceback", text("traceback"), redactor);
-        failure.retryable(raised["retryable"] == true).sent(Sent::Answered)
+        let passes = raised["retryable"].as_bool().unwrap_or(self.options.raised_passes);
+        failure.retryable(passes).sent(Sent::Answered)
     }
 
     /// Ends a process with which the conversation broke, and says what that means for the items it was about.
@@ -124,20 +155,20 @@ impl PythonSession {
     async fn group(&mut self, batch: &ItemBatch, usage: &mut Usage) -> Result<BatchReply, Failure> {
         let mut process = match self.idle.take() {
             Some(process) => process,
-            None => self.start().await?,
+            None => self.start(false).await?.0,
         };
         let unsent = |error: arrow::error::ArrowError| {
             self.context.failure(FailureCode::BadInput, error.to_string()).sent(Sent::Never)
         };
         let body = encode(&batch.columns, &self.sent).map_err(unsent)?;
-        let bytes = frame(&json!({"rows": batch.rows()}), &body);
+        let frame = Frame::new(&json!({"rows": batch.rows()}), body);
         usage.calls += 1;
-        usage.sent_bytes += bytes.len() as u64;
+        usage.sent_bytes += frame.bytes() as u64;
         let silent = self.options.group_timeout.map(|timeout| (Instant::now() + timeout, true));
         let deadline = batch.deadline.map(|deadline| (deadline, false));
         let until = silent.into_iter().chain(deadline).min_by_key(|(at, _)| *at);
         let patience = Patience { until, cancel: &batch.cancel };
-        let answer = converse(&mut process, &bytes, self.options.max_answer_bytes, &patience).await;
+        let answer = converse(&mut process, &frame, self.options.max_answer_bytes, &patience).await;
         let (head, body) = match answer {
             Ok(answer) => answer,
             Err(broken) => return Err(self.failure(process, broken, "while it worked on this item").await),
@@ -183,7 +214,7 @@ impl PythonSession {
         });
         let columns = columns.collect::<Result<Vec<_>, String>>()?;
         let output = RecordBatch::try_new(self.shape.output.clone(), columns).map_err(|error| error.to_string())?;
-        let source_rows = match (self.options.kind.cardinality(), owners) {
+        let source_rows = match (self.options.cardinality(), owners) {
             (Cardinality::FanOut, Some(owners)) => Some(owners),
             (Cardinality::FanOut, None) => return Err("the answer does not say whose its rows are".to_owned()),
             (Cardinality::OneToOne, _) if output.num_rows() + failures.len() == items => None,
@@ -200,7 +231,7 @@ impl PythonSession {
 
     /// Sends items one at a time: when the process dies it is known which item it was about.
     async fn one_by_one(&mut self, batch: &ItemBatch) -> Result<BatchReply, Failure> {
-        let fans_out = self.options.kind.cardinality() == Cardinality::FanOut;
+        let fans_out = self.options.cardinality() == Cardinality::FanOut;
         let mut usage = Usage::default();
         let (mut outputs, mut owners, mut failures) = (Vec::new(), Vec::new(), Vec::new());
         for item in 0..batch.rows() {
@@ -245,7 +276,7 @@ fn strict_cast(column: &ArrayRef, kind: &arrow::datatypes::DataType, name: &str)
 /// Sends a frame and waits for the one that answers it.
 async fn converse(
     process: &mut Process,
-    bytes: &[u8],
+    frame: &Frame,
     cap: usize,
     patience: &Patience<'_>,
 ) -> Result<(Json, Vec<u8>), Broken> {
@@ -253,7 +284,8 @@ async fn converse(
     let write = async {
         if let Some(stdin) = stdin.as_mut() {
             // A process that stopped reading shows in its output, which is where it is looked at.
-            let _ = stdin.write_all(bytes).await;
+            let _ = stdin.write_all(&frame.head).await;
+            let _ = stdin.write_all(&frame.body).await;
             let _ = stdin.flush().await;
         }
         std::future::pending::<Broken>().await
@@ -282,10 +314,10 @@ impl StepSession for PythonSession {
     async fn execute(&mut self, batch: ItemBatch) -> Result<BatchReply, Failure> {
         if batch.rows() == 0 {
             let output = RecordBatch::new_empty(self.shape.output.clone());
-            let source_rows = (self.options.kind.cardinality() == Cardinality::FanOut).then(Vec::new);
+            let source_rows = (self.options.cardinality() == Cardinality::FanOut).then(Vec::new);
             return Ok(BatchReply { source_rows, ..BatchReply::all_ok(output) });
         }
-        if self.options.effects == Effects::Once && self.options.kind.one_by_one() {
+        if self.options.effects == Effects::Once && self.kind.one_by_one() {
             return self.one_by_one(&batch).await;
         }
         let mut usage = Usage::default();

@@ -9,7 +9,7 @@ use rowmill_step::{
     StepSession, StepShape,
 };
 
-use crate::options::{Function, OptionsError, PythonOptions};
+use crate::options::{Function, Kind, OptionsError, PythonOptions};
 use crate::session::PythonSession;
 
 /// A Python step, checked. Each session owns one worker process.
@@ -27,7 +27,8 @@ impl PythonStep {
     pub fn try_new(options: PythonOptions) -> Result<Self, OptionsError> {
         options.check()?;
         let mut fingerprint = FingerprintBuilder::new("python", 1)
-            .field("kind", options.kind.as_str())
+            .field("kind", options.kind.map_or("asked", Kind::as_str))
+            .field("given", options.given.unwrap_or_default())
             .field("many", options.many.to_string())
             .field("source", options.source.as_deref().unwrap_or_default());
         fingerprint = match &options.function {
@@ -49,7 +50,7 @@ impl PythonStep {
             },
             reads: options.reads.clone(),
             effects: options.effects,
-            cardinality: options.kind.cardinality(),
+            cardinality: options.cardinality(),
             target: options.target,
             connections: Vec::new(),
             fingerprint: fingerprint.finish(),
@@ -75,6 +76,10 @@ impl StepExecutor for PythonStep {
                 return wrong(format!("column `{}` is a {}, which no function gets", field.name(), field.data_type()));
             }
         }
+        if self.options.kind.is_none() {
+            // A function of a workflow's text is looked for when that is checked, not when its first item has come.
+            PythonSession::check(&self.options, context).await?;
+        }
         Ok(self.options.output.clone())
     }
 
@@ -83,6 +88,10 @@ impl StepExecutor for PythonStep {
     }
 
     fn cost(&self, batch: &ItemBatch) -> CallCost {
-        CallCost { requests: u32::try_from(batch.rows()).unwrap_or(u32::MAX), tokens: 0 }
+        let calls = match self.options.kind {
+            Some(Kind::Batch) => 1,
+            _ => u32::try_from(batch.rows()).unwrap_or(u32::MAX),
+        };
+        CallCost { requests: calls, tokens: 0 }
     }
 }

@@ -1,15 +1,15 @@
 //! Frames, and the Arrow IPC streams in them. The other side is a process that may die, so every length is checked
 //! before anything is allocated, and decoding runs with panics caught.
 
-use std::io::Cursor;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
+use arrow::buffer::Buffer;
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
-use arrow::ipc::reader::StreamReader;
+use arrow::ipc::reader::StreamDecoder;
 use arrow::ipc::writer::StreamWriter;
 use serde_json::Value as Json;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
@@ -36,16 +36,27 @@ pub(crate) enum Broken {
     TooLarge(usize),
 }
 
-/// A frame's bytes.
-pub(crate) fn frame(head: &Json, body: &[u8]) -> Vec<u8> {
-    let head = head.to_string();
-    let mut bytes = Vec::with_capacity(PREFIX + head.len() + body.len());
-    bytes.extend_from_slice(MAGIC);
-    bytes.extend_from_slice(&(head.len() as u32).to_le_bytes());
-    bytes.extend_from_slice(&(body.len() as u64).to_le_bytes());
-    bytes.extend_from_slice(head.as_bytes());
-    bytes.extend_from_slice(body);
-    bytes
+/// A frame that is sent: its head with what stands before it, and its body, which may be large and is not copied.
+#[derive(Debug)]
+pub(crate) struct Frame {
+    pub(crate) head: Vec<u8>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Frame {
+    pub(crate) fn new(head: &Json, body: Vec<u8>) -> Self {
+        let text = head.to_string();
+        let mut head = Vec::with_capacity(PREFIX + text.len());
+        head.extend_from_slice(MAGIC);
+        head.extend_from_slice(&(text.len() as u32).to_le_bytes());
+        head.extend_from_slice(&(body.len() as u64).to_le_bytes());
+        head.extend_from_slice(text.as_bytes());
+        Self { head, body }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.head.len() + self.body.len()
+    }
 }
 
 /// Reads one frame: its head and its body.
@@ -112,10 +123,16 @@ pub(crate) fn encode_schema(schema: &SchemaRef) -> Result<Vec<u8>, ArrowError> {
     writer.into_inner()
 }
 
-/// The one batch of an IPC stream.
+/// The one batch of an IPC stream; its columns are parts of `bytes`, not copies.
 pub(crate) fn decode(bytes: Vec<u8>) -> Result<RecordBatch, Broken> {
     let decoded = std::panic::catch_unwind(AssertUnwindSafe(|| -> Result<Option<RecordBatch>, ArrowError> {
-        StreamReader::try_new(Cursor::new(bytes), None)?.next().transpose()
+        let (mut left, mut decoder) = (Buffer::from_vec(bytes), StreamDecoder::new());
+        while !left.is_empty() {
+            if let Some(batch) = decoder.decode(&mut left)? {
+                return Ok(Some(batch));
+            }
+        }
+        Ok(None)
     }));
     match decoded {
         Ok(Ok(Some(batch))) => Ok(batch),

@@ -88,7 +88,7 @@ async fn columns_go_to_batch_functions_and_a_bad_row_is_found_by_bisection() {
     let folder = module(MODULE);
     let of = |function: &str| {
         let mut options = options(&python, folder.path(), function);
-        options.kind = Kind::Batch;
+        options.kind = Some(Kind::Batch);
         options
     };
     let driven = run(of("batch"), numbers(0..10_000)).await;
@@ -109,7 +109,7 @@ async fn async_functions_wait_together() {
     let Some(python) = interpreter() else { return };
     let folder = module(MODULE);
     let mut options = options(&python, folder.path(), "sleeper");
-    options.kind = Kind::Async;
+    options.kind = Some(Kind::Async);
     options.in_flight = 500;
     let started = Instant::now();
     let driven = run(options, numbers(0..1000)).await;
@@ -123,7 +123,7 @@ async fn generators_fan_out() {
     let folder = module(MODULE);
     for effects in [Effects::Pure, Effects::Once] {
         let mut options = options(&python, folder.path(), "each");
-        options.kind = Kind::Generator;
+        options.kind = Some(Kind::Generator);
         options.effects = effects;
         let driven = run(options, numbers(0..6)).await;
         assert_eq!(driven.sources, [1, 2, 2, 4, 5, 5]);

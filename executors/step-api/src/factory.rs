@@ -24,13 +24,12 @@ pub trait StepFactory: std::fmt::Debug + Send + Sync {
     /// What is wrong with the options, each with its place.
     fn build(&self, step: &Step, fill: Fill<'_>) -> Result<Arc<dyn StepExecutor>, Vec<Diagnostic>>;
 
-    /// The same for a workflow in the folder `base`, from which relative paths of files begin. Kinds that read no files
-    /// leave it as it is.
+    /// As [`StepFactory::build`], for a workflow whose relative paths start from `base`: for kinds that look for things
+    /// beside it.
     ///
     /// # Errors
     /// As [`StepFactory::build`].
-    fn build_in(&self, base: &Path, step: &Step, fill: Fill<'_>) -> Result<Arc<dyn StepExecutor>, Vec<Diagnostic>> {
-        let _ = base;
+    fn build_in(&self, step: &Step, fill: Fill<'_>, _base: &Path) -> Result<Arc<dyn StepExecutor>, Vec<Diagnostic>> {
         self.build(step, fill)
     }
 }

@@ -42,7 +42,7 @@ from ._frame import (
     sql,
 )
 from ._native import __version__
-from ._workflow import Run, SinkRun, StepRun, Workflow, load
+from ._workflow import Run, SinkRun, StepRun, Workflow, load, run, runs
 
 if TYPE_CHECKING:
     from ._step import Step, step
@@ -78,6 +78,8 @@ __all__ = [
     "read_ipc",
     "read_json",
     "read_parquet",
+    "run",
+    "runs",
     "sql",
     "step",
     "when",

@@ -16,6 +16,8 @@ class RowmillError(Exception):
     reports: list[dict[str, Any]]
     #: Whose fault it is: `workflow`, `data`, `environment` or `internal`.
     fault: str
+    #: The durable run that it ended, as a :class:`rowmill.Run`.
+    run: Any = None
 
     def __init__(self, text: str = "", reports: list[dict[str, Any]] | None = None, fault: str = "workflow") -> None:
         super().__init__(text)

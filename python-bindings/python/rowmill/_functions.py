@@ -8,10 +8,12 @@ Where not every row gives exactly one row, a first column `__row` says which row
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -26,6 +28,23 @@ class RowFailure(Exception):
     def __init__(self, row: int, text: str) -> None:
         super().__init__(text)
         self.row = row
+
+
+def raised(error: BaseException) -> dict[str, Any]:
+    """An exception for the ledger; frames of this machinery are left out of its traceback."""
+    if isinstance(error, RowFailure) and error.__cause__ is None:
+        return {"type": "TypeError", "message": str(error), "traceback": "", "retryable": False}
+    frames = traceback.extract_tb(error.__traceback__)
+    kept = [frame for frame in frames if os.path.basename(frame.filename) not in ("_worker.py", "_functions.py")]
+    lines = ["Traceback (most recent call last):\n", *traceback.format_list(kept or list(frames))]
+    lines += traceback.format_exception_only(type(error), error)
+    try:
+        message = str(error)
+    except Exception:
+        message = "(an exception that cannot be shown)"
+    retryable = getattr(error, "retryable", None)
+    said = retryable if isinstance(retryable, bool) else None
+    return {"type": type(error).__name__, "message": message, "traceback": "".join(lines), "retryable": said}
 
 
 # --- Columns as Python sees them -------------------------------------------------------------------------------------
@@ -311,6 +330,87 @@ def _named_type(text: str) -> pa.DataType:
     raise TypeError(f"`{text}` is no logical type; write int64, string, decimal(12, 2), timestamp(us), list<string> ...")
 
 
+_MODULES = {"pyarrow": "arrow", "numpy": "numpy", "pandas": "pandas", "polars": "polars"}
+_SHORT = {"pa": "pyarrow", "np": "numpy", "pd": "pandas", "pl": "polars"}
+
+
+def target_of(function: Any) -> Any:
+    """The plain function behind a class, a partial, a wrapper or an object with `__call__`."""
+    import functools
+
+    target = function.made if isinstance(function, Warm) else function
+    target = target.__call__ if isinstance(target, type) else target
+    target = target.func if isinstance(target, functools.partial) else inspect.unwrap(target)
+    if not (inspect.isfunction(target) or inspect.ismethod(target)) and not inspect.isbuiltin(target):
+        target = getattr(type(target), "__call__", target)
+    return target
+
+
+def flavors_of(hints: dict[str, Any], parameters: Iterable[str]) -> dict[str, str]:
+    """Parameters that are columns, and as what, by their annotations."""
+    import typing
+
+    flavors = {}
+    for name in parameters:
+        hint = hints.get(name)
+        module = getattr(hint, "__module__", "") if isinstance(hint, type) or typing.get_origin(hint) else ""
+        if isinstance(hint, str):
+            module = _SHORT.get(hint.partition(".")[0], hint)
+        flavor = _MODULES.get(module.partition(".")[0])
+        if flavor is not None and not (flavor == "numpy" and isinstance(hint, type) and hint.__name__ != "ndarray"):
+            flavors[name] = flavor
+    return flavors
+
+
+def kind_of(function: Any, batches: bool) -> str:
+    """How a function is called; `batches` says that one that is called plainly is given columns."""
+    target = target_of(function)
+    if inspect.isasyncgenfunction(target):
+        return "async_generator"
+    if inspect.iscoroutinefunction(target):
+        return "async"
+    if inspect.isgeneratorfunction(target):
+        return "generator"
+    return "batch" if batches else "row"
+
+
+def asked(function: Any, arguments: list[str], given: str | None, fan_out: bool, what: str) -> tuple[str, list[str]]:
+    """What a workflow's text leaves to the function: how it is called, and as what it takes each argument.
+
+    Raises TypeError where the text and the function do not fit together.
+    """
+    parameters = parameters_of(function)
+    ordered = [name for name, of in parameters.items() if of.kind is not of.KEYWORD_ONLY]
+    try:
+        target = function.made.__call__ if isinstance(function, Warm) else function
+        bare = [*inspect.signature(target).parameters.values()]
+    except (TypeError, ValueError):
+        bare = []
+    open_ended = not bare or any(of.kind is of.VAR_POSITIONAL for of in bare)
+    needed = [name for name, of in parameters.items() if of.default is of.empty]
+    shown = f"`reads` gives it {len(arguments)} ({', '.join(arguments)})"
+    if len(arguments) > len(ordered) and not open_ended:
+        raise TypeError(f"`{what}` takes {len(ordered)} arguments, and {shown}")
+    if len(needed) > len(arguments):
+        raise TypeError(f"`{what}` needs {len(needed)} arguments ({', '.join(needed)}), and {shown}")
+    named = flavors_of(hints_of(function), ordered)
+    kind = kind_of(function, bool(named) if given is None else given != "values")
+    if given in (None, "values"):
+        flavors = [named.get(name, "arrow") for name in ordered[: len(arguments)]]
+        flavors += ["arrow"] * (len(arguments) - len(flavors))
+    else:
+        flavors = [given] * len(arguments)
+    if kind != "batch" and given not in (None, "values"):
+        raise TypeError(f"`{what}` is called for each item, so it is given values, not columns (`given: {given}`)")
+    if kind != "batch" and named and given is None:
+        raise TypeError(f"`{what}` is called for each item, so it is given values, not {next(iter(named.values()))} columns")
+    if kind.endswith("generator") and not fan_out:
+        raise TypeError(f"`{what}` is a generator, which gives any number of rows for an item; say `fan_out: true`")
+    if fan_out and not kind.endswith("generator"):
+        raise TypeError(f"`{what}` gives one row for each item; `fan_out: true` is for generators")
+    return kind, flavors
+
+
 def fields_of(said: Any) -> dict[str, Any] | None:
     """Names and types of a TypedDict, a dataclass or a NamedTuple; None where it is none."""
     import dataclasses
@@ -387,23 +487,34 @@ class RowStep:
         what: str,
         schema: pa.Schema,
         flavors: list[str],
-        many: bool,
+        many: bool | None,
         policy: Policy,
         in_flight: int = 256,
     ) -> None:
         self.function, self.kind, self.what, self.schema = function, kind, what, schema
         self.flavors, self.many, self.policy, self.in_flight = flavors, many, policy, in_flight
-        self._gate: tuple[int, Any] | None = None
-        #: Where failures go that do not end the call, in a worker.
+        #: Calls under way, of all threads of the process, by its id.
+        self._gates: dict[int, Any] = {}
+        #: Where failures go that do not end the call.
         self._failures: list[tuple[int, BaseException]] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_gate": None, "_failures": []}
+        return {**self.__dict__, "_gates": {}, "_failures": []}
 
-    def collect(self, batch: pa.RecordBatch, failures: list[tuple[int, BaseException]]) -> pa.RecordBatch:
-        """The rows that are ok; the others are added to `failures`. For one thread at a time."""
-        self._failures = failures
-        return self(batch)
+    def collect(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[tuple[int, BaseException]]]:
+        """The rows that are ok, and the others with what was raised for them."""
+        own = copy.copy(self)
+        own.policy, own._failures = Policy("collect"), []
+        return own(batch), own._failures
+
+    def reply(self, batch: Any) -> tuple[Any, list[tuple[int, dict[str, Any], BaseException]], bool]:
+        """As :meth:`collect`, for the native module: the rows that are ok, the failures as the ledger keeps them, and
+        whether the group failed as a whole."""
+        try:
+            made, failures = self.collect(pa.record_batch(batch))
+        except Exception as error:
+            return None, [(0, raised(error), error)], True
+        return made, [(row, raised(error), error) for row, error in failures], False
 
     def __call__(self, batch: Any) -> pa.RecordBatch:
         batch = pa.record_batch(batch)
@@ -434,7 +545,7 @@ class RowStep:
         )
 
     def _made(self, values: list[Any]) -> list[pa.Array]:
-        if not self.many:
+        if not (self._has_fields(values) if self.many is None else self.many):
             return [pa.array(values, self.schema.field(0).type)]
         columns = []
         for at, field in enumerate(self.schema):
@@ -448,6 +559,11 @@ class RowStep:
             ]  # fmt: skip
             columns.append(pa.array(parts, field.type))
         return columns
+
+    def _has_fields(self, values: list[Any]) -> bool:
+        """Whether answers for one column come as mappings from its name."""
+        first = next((value for value in values if value is not None), None)
+        return isinstance(first, dict) and not pa.types.is_nested(self.schema.field(0).type)
 
     def _wrong(self, values: list[Any], rows: list[int] | None, error: Exception) -> Exception:
         """The same in words that name the first value that is not what was declared."""
@@ -567,9 +683,7 @@ class RowStep:
         loop = event_loop()
         with _LOOP_LOCK:
             # One gate for all threads of the query.
-            if self._gate is None or self._gate[0] != os.getpid():
-                self._gate = (os.getpid(), asyncio.Semaphore(self.in_flight))
-            gate = self._gate[1]
+            gate = self._gates.setdefault(os.getpid(), asyncio.Semaphore(self.in_flight))
         each = iter(enumerate(zip(*columns) if columns else iter([()] * count)))
         stop = self.policy.on_error == "fail"
 
@@ -636,7 +750,8 @@ class RowStep:
     def _attempt(self, call: Callable[..., Any], batch: pa.RecordBatch) -> pa.RecordBatch:
         given = [FLAVORS[flavor](array) for flavor, array in zip(self.flavors, batch.columns)]
         answer = call(*given)
-        if self.many:
+        fields = isinstance(answer, (dict, pa.RecordBatch, pa.Table)) or hasattr(answer, "columns")
+        if fields if self.many is None else self.many:
             if isinstance(answer, (tuple, list)) and len(answer) == len(self.schema):
                 answer = dict(zip(self.schema.names, answer))
             made = as_batch(answer, self.schema, self.what)

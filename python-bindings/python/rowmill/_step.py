@@ -12,10 +12,13 @@ import pyarrow as pa
 
 from . import _native
 from ._expr import Expr, When, _native_of
-from ._functions import Policy, RowStep, Warm, fields_of, hints_of, parameters_of, schema_of, type_of
+from ._functions import Policy, RowStep, Warm, fields_of, flavors_of, hints_of, kind_of, parameters_of, schema_of, type_of
 
-_OPTIONS = {"batch", "effects", "on_error", "default", "retries", "in_flight", "name", "workers", "memory", "timeout"}
-_FLAVORS = {"pyarrow": "arrow", "numpy": "numpy", "pandas": "pandas", "polars": "polars"}
+_OPTIONS = {
+    "batch", "effects", "on_error", "default", "max_errors", "retries", "in_flight", "name", "workers", "memory",
+    "timeout", "cache", "rate_limit", "resources",
+}  # fmt: skip
+_CACHE = {"tier", "key", "ttl", "max_size", "connection"}
 
 
 @overload
@@ -34,6 +37,10 @@ def step(
     workers: int | None = None,
     memory: str | int | None = None,
     timeout: float | None = None,
+    max_errors: int | float | str | None = None,
+    cache: bool | str | dict[str, Any] | None = None,
+    rate_limit: str | float | None = None,
+    resources: str | None = None,
 ) -> Callable[[Any], Step]: ...
 def step(function: Any = None, *, returns: Any = None, **options: Any) -> Any:
     """Makes a function (or a class with `__call__`) a step of queries.
@@ -55,7 +62,8 @@ def step(function: Any = None, *, returns: Any = None, **options: Any) -> Any:
         batch: rows of a call, exactly (the last one has fewer).
         effects: what calling it again means: `"pure"`, `"idempotent"`, or `"once"`. Only what is not `"once"` can be
             retried or cut in two to find a bad row.
-        on_error: what becomes of a row that fails: `"fail"` (the query does), `"skip"` (the row goes), `"default"`.
+        on_error: what becomes of a row that fails: `"fail"` (the query does), `"skip"` (the row goes), `"default"`, or in
+            workflows `"dead_letter"` (the row goes, and is kept in the run's ledger).
         default: the value of rows that failed, with `on_error="default"`.
         retries: further attempts at a row (a batch, in functions over batches) that failed.
         in_flight: calls at a time, of an async function.
@@ -65,6 +73,14 @@ def step(function: Any = None, *, returns: Any = None, **options: Any) -> Any:
             were sent with it do. The function is found by its module and name, or travels by cloudpickle.
         memory: what each of these processes may take, such as `"2GB"`.
         timeout: seconds that a process may take for one batch before it is killed.
+        max_errors: how many rows (`100`), or what share of them (`"1%"`), may fail before the query does.
+        cache: keeps answers, so that equal rows are not asked again: `True` (in memory, for as long as this process
+            lives), `"disk"`, or a mapping with `tier` (`"memory"`, `"disk"`, `"redis"`), `key` (columns), `ttl` (such as
+            `"1h"`), `max_size` and `connection`. What counts is the function's source and the values it closes over, not
+            what it calls. Not for effects `"once"`.
+        rate_limit: calls in a second, as a number or such as `"100/s"` and `"3000/min"`. A function over batches is
+            called once for each batch.
+        resources: the class of machine, in workflows: `"cpu"`, `"memory"`, `"io"`, `"gpu"` or a name of yours.
 
     Use it on columns, `df.select(f(col("x")))`, or on rows, `df.map(f)`.
     """
@@ -109,10 +125,15 @@ class Step:
         self.workers = options.get("workers")
         if self.workers is not None and (not isinstance(self.workers, int) or self.workers < 1):
             raise ValueError("workers is a number from 1 on")
-        for option in ("memory", "timeout"):
-            if option in options and self.workers is None:
-                raise ValueError(f"{option}= is for worker processes; say workers= too")
         self._memory = _bytes(options.get("memory"))
+        self._max_errors = _max_errors(options.get("max_errors"))
+        self._rate = _rate(options.get("rate_limit"))
+        self._cache = self._cache_policy(options.get("cache"))
+        self.resources = options.get("resources")
+        if self.resources is not None and not (isinstance(self.resources, str) and self.resources):
+            raise ValueError('resources is a class of machine: "cpu", "memory", "io", "gpu" or a name of yours')
+        if self._max_errors is not None and self.policy.on_error == "fail":
+            raise ValueError('max_errors is for other on_error than "fail", with which the first failure is one too many')
         if self.policy.on_error == "default":
             self._default_row()
 
@@ -132,20 +153,98 @@ class Step:
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def _spec(self, reads: list[str]) -> dict[str, Any] | None:
-        """What worker processes are told; None where the function is called in this process."""
-        if self.workers is None:
+        """What the engine's step operator is told; None where the function is simply called."""
+        if self.workers is None and (self._cache, self._rate, self._max_errors) == (None, None, None):
             return None
         import os
         import sys
 
+        rows = self._rows()
+        if self._rate is not None and self._kind != "batch":
+            # A group leaves together, so it holds no more than may leave in a tenth of a second.
+            rows = max(1, min(rows or 4096, int(self._rate / 10)))
+        said: dict[str, Any] = {
+            "name": self.name, "kind": self._kind, "effects": self.effects, "workers": self.workers,
+            "on_error": self.policy.on_error, "retries": self.policy.retries, "max_errors": self._max_errors,
+            "default": self._default_row() if self.policy.on_error == "default" else None,
+            "rate": self._rate, "cache": self._cache, "group_rows": rows, "source": self._source(),
+        }  # fmt: skip
+        if self.workers is None:
+            said["pickle"] = self._pickle() if self._cache else b""
+            return said
         return {
-            "name": self.name, "function": self._travelling(), "kind": self._kind, "python": sys.executable,
+            **said, "function": self._travelling(), "python": sys.executable,
             "worker": os.path.join(os.path.dirname(os.path.abspath(__file__)), "_worker.py"),
             "sys_path": [path or os.getcwd() for path in sys.path], "many": self.many,
             "flavors": [self._flavors.get(name, "arrow") for name in reads], "in_flight": self.in_flight,
+            "memory_bytes": self._memory, "timeout_s": self.options.get("timeout"),
+        }  # fmt: skip
+
+    def _in_workflow(self, source: str, resources: str | None) -> dict[str, Any]:
+        """What a workflow's text says of this step over the rows of `source`."""
+        import os
+        import sys
+
+        if self._rate is not None:
+            raise ValueError("rate_limit= is for df.map(); steps of workflows are limited by the connections that they name")
+        if self.options.get("in_flight") is not None and self._kind not in ("async", "async_generator"):
+            raise ValueError("in_flight= is for async functions; workers= says how many processes there are")
+        flavored = self._kind == "batch" and not self._flavors
+        function = self._travelling()
+        return {
+            "from": source, "function": function if isinstance(function, str) else _native.bring(self.name, function),
+            "reads": [name for name, of in self._parameters.items() if of.default is of.empty], "output": self.schema, "given": "arrow" if flavored else None,
+            "fan_out": self._kind in ("generator", "async_generator"), "calls": self.options.get("in_flight"),
             "memory_bytes": self._memory, "timeout_s": self.options.get("timeout"), "effects": self.effects,
-            "workers": self.workers, "on_error": self.policy.on_error, "retries": self.policy.retries,
+            "on_error": self.policy.on_error, "retries": self.policy.retries, "max_errors": self._max_errors,
             "default": self._default_row() if self.policy.on_error == "default" else None,
+            "group_rows": self._rows(), "workers": self.workers, "cache": self._cache,
+            "class": resources or self.resources, "sys_path": [path or os.getcwd() for path in sys.path],
+        }  # fmt: skip
+
+    def _rows(self) -> int | None:
+        """Rows of a call, where they are said."""
+        rows = self.options.get("batch")
+        return rows if isinstance(rows, int) and not isinstance(rows, bool) else None
+
+    def _source(self) -> str:
+        """The function's text, which tells one version of it from another."""
+        try:
+            return inspect.getsource(inspect.unwrap(self.function))
+        except (OSError, TypeError):
+            return ""
+
+    def _pickle(self) -> bytes:
+        import cloudpickle
+
+        return cloudpickle.dumps(self.function)
+
+    def _cache_policy(self, said: Any) -> dict[str, Any] | None:
+        if said is None or said is False:
+            return None
+        if isinstance(said, str):
+            said = {"tier": said}
+        elif said is True:
+            said = {}
+        if not isinstance(said, dict):
+            raise TypeError('cache is True, "memory", "disk", or a mapping such as {"tier": "disk", "ttl": "1h"}')
+        unknown = set(said) - _CACHE
+        if unknown:
+            raise TypeError(f"a cache has no `{sorted(unknown)[0]}`; it has {', '.join(sorted(_CACHE))}")
+        if self.effects == "once":
+            raise ValueError(
+                f"`{self.name}` has effects \"once\", so its answers cannot be kept instead; "
+                "say effects=\"idempotent\" (or \"pure\") if leaving calls out does no harm"
+            )
+        key = said.get("key")
+        key = [key] if isinstance(key, str) else None if key is None else list(key)
+        for column in key or ():
+            if column not in self._parameters:
+                raise ValueError(f"`{self.name}` has no parameter `{column}` to cache by; it has {', '.join(self._parameters)}")
+        ttl = said.get("ttl")
+        return {
+            "tier": said.get("tier", "memory"), "key": key, "ttl_s": None if ttl is None else _seconds(ttl),
+            "max_size": _bytes(said.get("max_size")), "connection": said.get("connection"),
         }  # fmt: skip
 
     def _travelling(self) -> str | bytes:
@@ -162,42 +261,20 @@ class Step:
                 found = None
             if found is self.function or getattr(found, "function", None) is self.function:
                 return f"{module}:{path}"
-        import cloudpickle
-
-        return cloudpickle.dumps(self.function)
+        return self._pickle()
 
     def _kind_of(self) -> tuple[str, dict[str, str]]:
-        target = self.function.__call__ if isinstance(self.function, type) else self.function
-        target = inspect.unwrap(target) if not isinstance(target, functools.partial) else target.func
-        if not (inspect.isfunction(target) or inspect.ismethod(target)) and not inspect.isbuiltin(target):
-            target = getattr(type(target), "__call__", target)
-        flavors = {}
-        for name in self._parameters:
-            hint = self._hints.get(name)
-            module = getattr(hint, "__module__", "") if isinstance(hint, type) or typing.get_origin(hint) else ""
-            if isinstance(hint, str):
-                module = {"pa": "pyarrow", "np": "numpy", "pd": "pandas", "pl": "polars"}.get(hint.partition(".")[0], hint)
-            flavor = _FLAVORS.get(module.partition(".")[0])
-            if flavor is not None and not (flavor == "numpy" and isinstance(hint, type) and hint.__name__ != "ndarray"):
-                flavors[name] = flavor
-        if inspect.isasyncgenfunction(target):
-            kind = "async_generator"
-        elif inspect.iscoroutinefunction(target):
-            kind = "async"
-        elif inspect.isgeneratorfunction(target):
-            kind = "generator"
-        elif flavors or (self.options.get("batch") and not any(name in self._hints for name in self._parameters)):
-            kind = "batch"
-        else:
-            kind = "row"
+        flavors = flavors_of(self._hints, self._parameters)
+        plain = not any(name in self._hints for name in self._parameters)
+        kind = kind_of(self.function, bool(flavors) or bool(self.options.get("batch") and plain))
         if flavors and kind != "batch":
             raise TypeError(f"`{self.name}` is called for each row, so it is given values, not {next(iter(flavors.values()))} columns")
         return kind, flavors
 
     def _policy(self) -> Policy:
         on_error = self.options.get("on_error", "fail")
-        if on_error not in ("fail", "skip", "default"):
-            raise ValueError(f"on_error is fail, skip or default, not {on_error!r}")
+        if on_error not in ("fail", "skip", "default", "dead_letter"):
+            raise ValueError(f"on_error is fail, skip, default or dead_letter, not {on_error!r}")
         if "default" in self.options and on_error != "default":
             raise ValueError("default= is for on_error=\"default\"")
         retries = self.options.get("retries", 0)
@@ -267,6 +344,10 @@ class Step:
             raise TypeError(f"`{self.name}` needs {', '.join(needed)}")
         if self.workers is not None:
             raise TypeError(f"`{self.name}` is called in worker processes; use df.map({self.name})")
+        for option in ("cache", "rate_limit", "max_errors"):
+            if self.options.get(option):
+                raise TypeError(f"{option}= is about rows; use df.map({self.name})")
+        self._placed()
         adapter = self._adapter(names[: len(given)] or ["_"] * len(given))
         operands = [_native_of(one) for one in given]
         pure = self.effects == "pure"
@@ -276,6 +357,7 @@ class Step:
         """The frame with this step's columns."""
         from ._frame import DataFrame
 
+        self._placed()
         columns = frame.schema
         reads = []
         for name, parameter in self._parameters.items():
@@ -287,10 +369,26 @@ class Step:
                 break
         for name in reads:
             self._check(name, columns[name])
-        rows = self.options.get("batch")
-        rows = rows if isinstance(rows, int) and not isinstance(rows, bool) else None
-        native = _native.map_frame(frame._native, self.name, self._adapter(reads), reads, self.schema, True, rows, self._spec(reads))
+        native = _native.map_frame(
+            frame._native, self.name, self._adapter(reads), reads, self.schema, True, self._rows(), self._spec(reads)
+        )
         return DataFrame(native)
+
+    def _placed(self) -> None:
+        """Refuses what only a workflow can do, or only worker processes."""
+        for option in ("memory", "timeout"):
+            if option in self.options and self.workers is None:
+                raise ValueError(f"{option}= is for worker processes; say workers= too")
+        if self.policy.on_error == "dead_letter":
+            raise ValueError(
+                'on_error="dead_letter" keeps rows in the ledger of a run, which frames do not have; '
+                'use Workflow.step(...), or on_error="skip"'
+            )
+        if self.resources is not None:
+            raise ValueError(
+                f"resources={self.resources!r} places a step of a workflow, and frames run in this process; "
+                "use Workflow.step(...), or leave it out"
+            )
 
     def _check(self, name: str, kind: str) -> None:
         """Whether a column can be what the annotation says, before anything runs."""
@@ -315,6 +413,54 @@ def _bytes(size: str | int | None) -> int | None:
         return int(float(digits) * units[unit])
     except (ValueError, KeyError):
         raise ValueError(f"{size!r} is no size; write 500MB or 2GB") from None
+
+
+def _seconds(time: str | float) -> float:
+    """`"250ms"`, `"5s"`, `"2m"`, `"1h"` or `"7d"` in seconds; a number is seconds."""
+    units = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+    if isinstance(time, str):
+        digits = time.strip().rstrip("abcdefghijklmnopqrstuvwxyz ")
+        try:
+            seconds = float(digits) * units[time.strip()[len(digits):].strip()]
+        except (ValueError, KeyError):
+            raise ValueError(f"{time!r} is no time; write 250ms, 5s, 2m, 1h or 7d") from None
+    else:
+        seconds = float(getattr(time, "total_seconds", lambda: time)())
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"{time!r} is no time; it is more than nothing")
+    return seconds
+
+
+def _rate(said: str | float | None) -> float | None:
+    """`"100/s"` or `"3000/min"` as calls in a second; a number is just that."""
+    if said is None:
+        return None
+    units = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+    try:
+        count, _, unit = said.partition("/") if isinstance(said, str) else (said, "", "s")
+        rate = float(count) / units[unit.strip()]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{said!r} is no rate; write 100, \"100/s\" or \"3000/min\"") from None
+    if not 0 < rate < float("inf"):
+        raise ValueError(f"{said!r} is no rate; it is a number above 0")
+    return rate
+
+
+def _max_errors(said: int | float | str | None) -> tuple[float, bool] | None:
+    """`100` rows, or a share such as `"1%"` or `0.01`: the number, and whether it is a share."""
+    if said is None:
+        return None
+    try:
+        if isinstance(said, str):
+            share = float(said.strip().removesuffix("%")) / 100 if said.strip().endswith("%") else None
+        else:
+            share = said if isinstance(said, float) else None
+        number = float(said) if share is None else share
+    except (ValueError, TypeError):
+        number, share = -1.0, None
+    if number < 0 or (share is not None and share > 1) or isinstance(said, bool):
+        raise ValueError(f"max_errors={said!r} is neither a number of rows nor a share such as \"1%\"")
+    return (number, share is not None)
 
 
 def _accepts(hint: Any) -> tuple[str, ...] | None:

@@ -6,12 +6,11 @@ described in `executors/python/src/lib.rs`.
 
 from __future__ import annotations
 
-import io
+import fcntl
 import json
 import os
 import struct
 import sys
-import traceback
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -32,6 +31,10 @@ else:
 
 MAGIC = b"RMW1"
 PREFIX = struct.Struct("<4sIQ")
+#: The end of an IPC stream.
+END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+#: Bytes that a pipe holds: the more, the fewer changes from one process to the other for one group.
+PIPE_BYTES = 1 << 20
 
 
 def read_frame(source: BinaryIO) -> tuple[dict[str, Any], memoryview] | None:
@@ -45,35 +48,18 @@ def read_frame(source: BinaryIO) -> tuple[dict[str, Any], memoryview] | None:
     return json.loads(source.read(head)), memoryview(source.read(body))
 
 
-def write_frame(sink: BinaryIO, head: dict[str, Any], body: Any = b"") -> None:
-    """Writes one frame and flushes it."""
+def write_frame(sink: BinaryIO, head: dict[str, Any], body: tuple[Any, ...] = ()) -> None:
+    """Writes one frame, whose body may come in parts, and flushes it."""
     text = json.dumps(head).encode()
-    sink.write(PREFIX.pack(MAGIC, len(text), len(body)))
-    sink.write(text)
-    sink.write(body)
+    sink.write(PREFIX.pack(MAGIC, len(text), sum(len(part) for part in body)) + text)
+    for part in body:
+        sink.write(part)
     sink.flush()
 
 
-def raised(error: BaseException) -> dict[str, Any]:
-    """An exception for the ledger; frames of this machinery are left out of its traceback."""
-    cause = error
-    if isinstance(error, _functions.RowFailure) and error.__cause__ is None:
-        return {"type": "TypeError", "message": str(error), "traceback": "", "retryable": False}
-    frames = traceback.extract_tb(cause.__traceback__)
-    ours = (__file__, _functions.__file__)
-    kept = [frame for frame in frames if frame.filename not in ours] or list(frames)
-    lines = ["Traceback (most recent call last):\n", *traceback.format_list(kept)]
-    lines += traceback.format_exception_only(type(cause), cause)
-    try:
-        message = str(cause)
-    except Exception:
-        message = "(an exception that cannot be shown)"
-    retryable = bool(getattr(cause, "retryable", False))
-    return {"type": type(cause).__name__, "message": message, "traceback": "".join(lines), "retryable": retryable}
-
-
 def load(head: dict[str, Any], body: memoryview) -> Any:
-    """The function that the first frame names, as an adapter that collects failures."""
+    """The function that the first frame names, as an adapter that collects failures. Where the frame asks for a check
+    and no more, what a class needs is not made."""
     split = len(body) - head["pickle_bytes"]
     schema = pa.ipc.open_stream(pa.py_buffer(body[:split])).schema
     sys.path[:0] = head["sys_path"]
@@ -92,24 +78,24 @@ def load(head: dict[str, Any], body: memoryview) -> Any:
     function = getattr(function, "__rowmill_function__", function)
     if isinstance(function, type):
         function = _functions.Warm(function)
-    if isinstance(function, _functions.Warm):
-        function.instance()
     if not callable(function):
-        raise TypeError(f"{head['what']} is a {type(function).__name__}, not a function")
+        raise TypeError(f"{head['function'] or head['what']} is a {type(function).__name__}, not a function")
+    kind, flavors = head["kind"], head["flavors"]
+    if kind is None:
+        shown = head["function"] or head["what"]
+        kind, flavors = _functions.asked(function, head["arguments"], head["given"], head["fan_out"], shown)
+    if isinstance(function, _functions.Warm) and not head["check"]:
+        function.instance()
     policy = _functions.Policy("collect")
-    return _functions.RowStep(
-        function, head["kind"], head["what"], schema, head["flavors"], head["many"], policy, head["in_flight"]
-    )
+    return _functions.RowStep(function, kind, head["what"], schema, flavors, head["many"], policy, head["in_flight"])
 
 
-def answer(step: Any, batch: pa.RecordBatch) -> tuple[dict[str, Any], Any]:
+def answer(step: Any, batch: pa.RecordBatch) -> tuple[dict[str, Any], tuple[Any, ...]]:
     """What became of one group: head and body."""
-    failures: list[tuple[int, BaseException]] = []
-    made = step.collect(batch, failures)
-    sink = io.BytesIO()
-    with pa.ipc.new_stream(sink, made.schema) as writer:
-        writer.write_batch(made)
-    return {"failures": [[row, raised(error)] for row, error in failures]}, sink.getbuffer()
+    made, failures = step.collect(batch)
+    # The messages of an IPC stream, each made in one piece.
+    body = (memoryview(made.schema.serialize()), memoryview(made.serialize()), END)
+    return {"failures": [[row, _functions.raised(error)] for row, error in failures]}, body
 
 
 def serve(source: BinaryIO, sink: BinaryIO) -> int:
@@ -120,9 +106,9 @@ def serve(source: BinaryIO, sink: BinaryIO) -> int:
     try:
         step = load(*first)
     except BaseException as error:
-        write_frame(sink, {"failed": raised(error)})
+        write_frame(sink, {"failed": _functions.raised(error)})
         return 0
-    write_frame(sink, {"ready": True})
+    write_frame(sink, {"ready": True, "kind": step.kind})
     while True:
         frame = read_frame(source)
         if frame is None:
@@ -131,13 +117,19 @@ def serve(source: BinaryIO, sink: BinaryIO) -> int:
             batch = next(iter(pa.ipc.open_stream(pa.py_buffer(frame[1]))))
             head, body = answer(step, batch)
         except Exception as error:
-            head, body = {"failed": raised(error)}, b""
+            head, body = {"failed": _functions.raised(error)}, ()
         write_frame(sink, head, body)
 
 
 def main() -> int:
     """Takes the pipes away from the user's code: it reads nothing, and what it prints goes to standard error."""
     source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    for pipe in (source, sink):
+        try:
+            # F_SETPIPE_SZ; a system that does not know it, or allows less, keeps what it has.
+            fcntl.fcntl(pipe, getattr(fcntl, "F_SETPIPE_SZ", 1031), PIPE_BYTES)
+        except OSError:
+            pass
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)

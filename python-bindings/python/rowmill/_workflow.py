@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import sys
 import time
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import _native
+from ._errors import RowmillError
+from ._expr import col
 from ._frame import DataFrame, _file_options, _in_notebook, _path, _paths, frame_of
 
 
@@ -50,12 +53,18 @@ class SinkRun:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that came to its end; one that does not raises a :class:`rowmill.RowmillError`."""
+    """A run: what :meth:`Workflow.run` gives when it came to its end, or an earlier durable one, from
+    :func:`rowmill.runs`.
+
+    A run that does not come to its end raises a :class:`rowmill.RowmillError`; of a durable one, the exception's `run`
+    is the run, which may be able to go on.
+    """
 
     #: UUIDv7.
     id: str
     workflow: str
-    #: `succeeded`, or `succeeded_with_failures` where items of a step did not get their result.
+    #: `succeeded`, `succeeded_with_failures` where items of a step did not get their result, or, of earlier runs,
+    #: `queued`, `running`, `stopped` (it can go on), `failed`, `cancelled`.
     status: str
     steps: dict[str, StepRun]
     sinks: dict[str, SinkRun]
@@ -72,9 +81,92 @@ class Run:
     outcomes: dict[str, dict[str, int]] = field(default_factory=dict)
     #: The first few items of each such step that are not simply ok: (file:row, outcome, reason).
     samples: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
+    #: Whether its journal and the ledgers of its items are kept.
+    durable: bool = False
+    #: Why it failed or stopped.
+    error: str | None = None
+    #: Parameters, as texts; of earlier runs.
+    parameters: dict[str, str] = field(default_factory=dict)
+    #: When it was submitted; of earlier runs.
+    created: datetime.datetime | None = None
+
+    def items(self, status: str | list[str] | None = None, step: str | None = None) -> DataFrame:
+        """The items that are not simply ok, with what went wrong, as a frame; of a durable run.
+
+        `status` is an outcome or a list of them: `failed`, `dead_lettered`, `unknown`, `skipped`, `defaulted`,
+        `cached`, `not_run`. `step` is the name of one step. The columns are `step`, `chunk`, `row`, `outcome`, `code`,
+        `message`, `attempts`, `status` (of HTTP), `details` (JSON: a traceback, what a process printed) and `item`
+        (JSON: the item's columns).
+        """
+        self._kept()
+        wanted = [status] if isinstance(status, str) else list(status or ())
+        known = _native.outcome_names()
+        for word in wanted:
+            if word not in known:
+                raise ValueError(f"there is no outcome {word!r}; known are {', '.join(known)}")
+        frame = frame_of(_native.run_items(self.id))
+        if wanted:
+            frame = frame.filter(col("outcome").is_in(wanted))
+        if step is not None:
+            frame = frame.filter(col("step") == step)
+        return frame
+
+    def resume(
+        self,
+        *,
+        restart: bool = False,
+        steal: bool = False,
+        progress: bool | Callable[[dict[str, tuple[int, int]]], Any] | None = None,
+    ) -> Run:
+        """Goes on with a run that stopped, from what is committed, to its end; gives the run as it is then.
+
+        Items that were failing when it stopped are tried again. `restart` makes a new run, with the same parameters,
+        from the workflow's file as it is now. `steal` takes the run from a process that still holds it.
+        """
+        self._kept()
+        name, base = self.id, None if not self.sinks else next(iter(self.sinks.values()))._base
+        return _watch(
+            self.workflow, progress, base,
+            lambda shown, started: _native.resume_run(name, steal, restart, shown, started),
+        )  # fmt: skip
+
+    def retry(
+        self,
+        *,
+        unknown: bool = False,
+        progress: bool | Callable[[dict[str, tuple[int, int]]], Any] | None = None,
+    ) -> Run:
+        """Tries the items again that failed in a run that ended, and publishes the result with what comes of them.
+
+        What depends on their rows is made anew; no call is made again that was answered. Items of steps with effects
+        `once` that may have happened (`unknown`) are left alone, unless `unknown` says that they are to be sent again.
+        """
+        self._kept()
+        name, base = self.id, None if not self.sinks else next(iter(self.sinks.values()))._base
+        return _watch(
+            self.workflow, progress, base, lambda shown, started: _native.retry_run(name, unknown, shown, started)
+        )
+
+    def refresh(self) -> Run:
+        """The run as its journal has it now."""
+        self._kept()
+        return _earlier(_native.find_run(self.id))
+
+    def cancel(self, reason: str | None = None) -> str:
+        """Asks for the run to be cancelled, whichever process works on it: `requested`, `cancelled`, or how it ended."""
+        self._kept()
+        return _native.cancel_run(self.id, reason)
+
+    def _kept(self) -> None:
+        if not self.durable:
+            raise ValueError(
+                "this run was not durable, so nothing of it is kept but what it says of itself (`outcomes`, `samples`); "
+                "use Workflow.run(durable=True)"
+            )
 
     def __repr__(self) -> str:
         lines = [f"Run {self.id} of {self.workflow}: {self.status} in {self.elapsed_s:.2f} s"]
+        lines += [f"  {self.error}"] if self.error else []
         lines += [f"  step {step.name}: {step.rows:,} rows" for step in self.steps.values()]
         for name, counts in self.outcomes.items():
             lines.append(f"  items of {name}: " + ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items() if count))
@@ -137,7 +229,7 @@ class Workflow:
             sources, steps, sinks, _ = self._read.parts()
         else:
             sources = [part[0] for kind, part in self._parts if kind.startswith("source")]
-            steps = [part[0] for kind, part in self._parts if kind == "sql"]
+            steps = [part[0] for kind, part in self._parts if kind in ("sql", "python")]
             sinks = [part[0] for kind, part in self._parts if kind == "sink"]
         lists = (("sources", sources), ("steps", steps), ("sinks", sinks))
         said = "; ".join(f"{what}: {', '.join(names)}" for what, names in lists if names)
@@ -184,16 +276,35 @@ class Workflow:
         }  # fmt: skip
         return self._add("source_files", name, _paths(path), _file_options(format, options))
 
-    def step(self, name: str, rows: Any = None, *, sql: str | None = None, resources: str | None = None) -> Workflow:
-        """A step: a query over sources and other steps, or a frame.
+    def step(
+        self,
+        name: str,
+        rows: Any = None,
+        *,
+        sql: str | None = None,
+        input: str | None = None,
+        resources: str | None = None,
+        **options: Any,
+    ) -> Workflow:
+        """A step: a query over sources and other steps, a Python function, or a frame.
 
-        A frame computes from what it was made of; other steps read it by this name. `resources` is the class of a
-        query: cpu, memory, io, gpu or a name of yours.
+        A function (or what :func:`rowmill.step` made of one; `options` are its) is called in processes of its own for
+        the rows of the step `input`, of the last one where absent; its parameters are columns of the same names, and
+        what it makes comes beside them. One that a module holds has a place in YAML, `module:function`; others live in
+        this program. A frame computes from what it was made of; other steps read it by this name. `resources` is the
+        class: cpu, memory, io, gpu or a name of yours.
         """
         if isinstance(rows, str) and sql is None:
             sql, rows = rows, None
         if (rows is None) == (sql is None):
-            raise ValueError("a step is one of sql=... and a frame")
+            raise ValueError("a step is one of sql=..., a function and a frame")
+        if sql is None and callable(rows):
+            from ._step import step_of
+
+            made = step_of(rows, options.pop("returns", None), options)
+            return self._add("python", name, made._in_workflow(input or self._last("step"), resources))
+        if options or input is not None:
+            raise TypeError(f"`{next(iter(options), 'input')}` is for steps that call a function")
         if sql is not None:
             return self._add("sql", name, sql, resources)
         if resources is not None:
@@ -213,16 +324,23 @@ class Workflow:
         csv: Mapping[str, Any] | None = None,
     ) -> Workflow:
         """Where rows go: those of the step `input`, of the last one where absent, all or nothing."""
-        if input is None:
-            made = [part[0] for kind, part in self._parts if kind == "sql" or kind.startswith("source")]
-            if not made:
-                raise ValueError("there is no step yet whose rows the sink could take")
-            input = made[-1]
+        input = self._last("sink") if input is None else input
         options: dict[str, Any] = {"partition_by": list(partition_by or [])}
         for key, value in (("format", format), ("compression", compression), ("csv", dict(csv) if csv else None)):
             if value is not None:
                 options[key] = value
         return self._add("sink", name, input, _path(path), options)
+
+    def _last(self, taker: str) -> str:
+        made = [part[0] for kind, part in self._parts if kind in ("sql", "python") or kind.startswith("source")]
+        if not made:
+            raise ValueError(f"there is no step yet whose rows the {taker} could take")
+        return str(made[-1])
+
+    def _lives_here(self) -> list[str]:
+        """Names of steps whose functions no module holds."""
+        found = [(part[0], part[1]["function"]) for kind, part in self._parts if kind == "python"]
+        return [name for name, function in found if function.startswith("__program__:")]
 
     def _built(self) -> _native.NativeWorkflow:
         if self._read is not None:
@@ -239,6 +357,8 @@ class Workflow:
         if self._frames:
             names = ", ".join(f"`{name}`" for name in self._frames)
             raise ValueError(f"{names} live in this program and cannot be said in YAML; write them to files first, or use SQL")
+        for name in self._lives_here():
+            raise ValueError(f"the function of `{name}` lives in this program and cannot be said in YAML; put it into a module")
         return self._built().to_yaml()
 
     def _given(self, params: Mapping[str, Any] | None, collect: Any = (), vars: Any = None) -> tuple[Any, ...]:
@@ -262,21 +382,33 @@ class Workflow:
         progress: bool | Callable[[dict[str, tuple[int, int]]], Any] | None = None,
         collect: Any = (),
         vars: Any = None,
+        durable: bool | None = None,
     ) -> Run:
         """Runs it to its end.
 
         `progress` shows rows by step as they come (on a terminal and in notebooks where nothing is said), or is a
         function that is called with `{name: (rows, bytes)}`. `collect` names steps whose rows the run brings back in
         `Run.tables`. `vars` is a file of variables. Ctrl-C cancels the run; nothing is published then.
+
+        `durable` keeps a journal of what was done, in the folder `state.dir` (`.rowmill`): a run that was cut off, or
+        stopped, goes on with :meth:`Run.resume`, from another process too, and no call is made again whose result is
+        known; `Run.items` then says what became of each item. Where it is not given, the workflow's text decides.
         """
-        shown = _Progress(self.name) if progress is True or (progress is None and _watched()) else None
-        function = shown.update if shown is not None else progress if callable(progress) else None
         native = self._built()
-        try:
-            report = native.run(self._given(params, collect, vars), function)
-        finally:
-            if shown is not None:
-                shown.close()
+        given = self._given(params, collect, vars)
+        if durable or (durable is None and native.is_durable()):
+            for name in self._lives_here():
+                raise ValueError(
+                    f"the function of `{name}` lives in this program, so the run cannot be durable: whoever goes on with "
+                    "it must find the function; put it into a module"
+                )
+            return _watch(
+                self.name, progress, self._base, lambda shown, started: native.run_durably(given, shown, started)
+            )
+        if durable is False and native.is_durable():
+            raise ValueError("the workflow's text says `durable: true`; leave durable= out, or change the text")
+        with _Shown(self.name, progress) as function:
+            report = native.run(given, function)
         for name, batches in report["collected"].items():
             if batches is None:
                 # No batch came, so nothing told the columns but the workflow itself.
@@ -293,7 +425,45 @@ class Workflow:
         return schema_of(dict(columns)).empty_table()
 
 
-def _run_of(report: dict[str, Any], base: str | None) -> Run:
+def _watch(
+    name: str, progress: Any, base: str | None, work: Callable[[Any, Callable[[str], None]], dict[str, Any]]
+) -> Run:
+    """A durable run to its end; what goes wrong carries the run."""
+    ids: list[str] = []
+    try:
+        with _Shown(name, progress) as function:
+            return _run_of(work(function, ids.append), base, durable=True)
+    except (RowmillError, KeyboardInterrupt) as error:
+        if ids:
+            try:
+                error.run = _earlier(_native.find_run(ids[-1]))  # type: ignore[union-attr]
+            except RowmillError:
+                # Nothing was written down of it, or the journal is what failed.
+                error.run = None  # type: ignore[union-attr]
+        raise
+
+
+def runs(status: str | None = None, *, workflow: str | None = None, limit: int = 100) -> list[Run]:
+    """Durable runs, from new to old: all, those of one `status` (`stopped` ones can go on), or of one workflow."""
+    return [_earlier(one) for one in _native.list_runs(status, workflow, limit)]
+
+
+def run(name: str = "last") -> Run:
+    """The durable run of this id, or whose id begins so, or the last one."""
+    return _earlier(_native.find_run(name))
+
+
+def _earlier(said: dict[str, Any]) -> Run:
+    ended, started = said["ended_ms"], said["started_ms"]
+    elapsed = (ended - started) / 1000 if ended is not None and started is not None else 0.0
+    created = datetime.datetime.fromtimestamp(said["created_ms"] / 1000, datetime.timezone.utc)
+    return Run(
+        said["id"], said["workflow"], said["status"], {}, {}, {}, elapsed, [], [], outcomes=said["outcomes"],
+        durable=True, error=said["error"], parameters=said["parameters"], created=created,
+    )  # fmt: skip
+
+
+def _run_of(report: dict[str, Any], base: str | None, durable: bool = False) -> Run:
     import pyarrow
 
     steps = {one["name"]: StepRun(one["name"], one["class"], one["rows"], one["bytes"]) for one in report["steps"]}
@@ -308,7 +478,7 @@ def _run_of(report: dict[str, Any], base: str | None) -> Run:
         report["id"], report["workflow"], status, steps, sinks, tables, report["elapsed_s"],
         report["unneeded"], report["warnings"], report["replanned"],
         {name: outcomes for name, (outcomes, _, _) in report["items"].items()},
-        {name: samples for name, (_, samples, _) in report["items"].items()},
+        {name: samples for name, (_, samples, _) in report["items"].items()}, durable,
     )  # fmt: skip
 
 
@@ -334,6 +504,21 @@ def _text(value: Any) -> str:
 
 def _watched() -> bool:
     return _in_notebook() or (sys.stderr is not None and sys.stderr.isatty())
+
+
+class _Shown:
+    """Shows progress while a run is under way, where that is wished; gives the function that hears of it."""
+
+    def __init__(self, name: str, progress: Any) -> None:
+        self._shown = _Progress(name) if progress is True or (progress is None and _watched()) else None
+        self._function = self._shown.update if self._shown is not None else progress if callable(progress) else None
+
+    def __enter__(self) -> Any:
+        return self._function
+
+    def __exit__(self, *_: Any) -> None:
+        if self._shown is not None:
+            self._shown.close()
 
 
 class _Progress:
@@ -372,4 +557,4 @@ class _Progress:
             sys.stderr.flush()
 
 
-__all__ = ["Run", "SinkRun", "StepRun", "Workflow", "load"]
+__all__ = ["Run", "SinkRun", "StepRun", "Workflow", "load", "run", "runs"]

@@ -7,7 +7,9 @@ use arrow::datatypes::{Field, Schema, SchemaRef};
 use rowmill_cache::Freshness;
 use rowmill_items::{StepCache, StepPolicy, Tally};
 use rowmill_spec::{Diagnostic, Span, Step, Template};
-use rowmill_step::{Failure, FailureCode, NoLimit, StepDescription, StepShape, caught};
+use rowmill_step::{
+    Failure, FailureCode, Fingerprint, FingerprintBuilder, NoLimit, SecretRef, StepDescription, StepShape, caught,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::policy::policy;
@@ -43,7 +45,7 @@ pub async fn describe(step: &Step, input: &SchemaRef, bound: &Bound, host: &Host
         ]);
     }
     let fill = |template: &Template| bound.text(template);
-    let executor = factory.build_in(&bound.base, step, &fill)?;
+    let executor = factory.build_in(step, &fill, &bound.base)?;
     let description = executor.describe().clone();
     let mut errors = Vec::new();
     let mut read = Vec::new();
@@ -101,6 +103,40 @@ pub async fn describe(step: &Step, input: &SchemaRef, bound: &Bound, host: &Host
     }
 }
 
+/// Settings of a connection that say whom a step asks; the others say how.
+const WHOM: [&str; 6] = ["base_url", "url", "headers", "user", "database", "path"];
+
+/// What a step's results hang on: what it does, whom it asks, and with whose credentials. Whoever has other credentials
+/// may be answered otherwise, and must not see what others were answered.
+fn with_connections(description: &StepDescription, host: &Host) -> Result<Fingerprint, Failure> {
+    let mut print = FingerprintBuilder::new("answers", 1).field("step", description.fingerprint.to_string());
+    for name in &description.connections {
+        let settings = host.connections.settings(name)?;
+        print = print.field("connection", name.as_bytes());
+        let mut open = Vec::new();
+        for (key, value) in settings.options.as_object().into_iter().flatten() {
+            if WHOM.contains(&key.as_str()) {
+                print = print.field(key, value.to_string());
+            } else {
+                open.push(value);
+            }
+        }
+        while let Some(value) = open.pop() {
+            match value {
+                serde_json::Value::Object(object) => open.extend(object.values()),
+                serde_json::Value::Array(list) => open.extend(list),
+                serde_json::Value::String(text) => {
+                    if let Ok(reference) = SecretRef::try_from(text.clone()) {
+                        print = print.field("credential", host.connections.resolve(&reference)?.expose());
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(print.finish())
+}
+
 /// The step's cache, if it has one.
 async fn cache(
     step: &Step,
@@ -134,12 +170,20 @@ async fn cache(
         key = columns.iter().map(|column| column.value.clone()).collect();
     }
     let ttl = wanted.value.ttl.as_ref().map(|ttl| ttl.value);
+    let fingerprint = match with_connections(description, host) {
+        Ok(fingerprint) => fingerprint,
+        Err(failure) => {
+            let report = Diagnostic::error("RM0410", format!("the cache of step `{name}`: {}", failure.message()));
+            errors.push(report.at(wanted.span, "").fault(rowmill_spec::Fault::Environment));
+            return None;
+        }
+    };
     match host.caches.of_step(name, &wanted.value).await {
         Ok(cache) => {
             let cache = StepCache {
                 cache,
                 tenant: Arc::clone(&host.tenant),
-                fingerprint: description.fingerprint,
+                fingerprint,
                 key,
                 fresh: Freshness::new(SystemTime::now(), ttl),
                 ttl,

@@ -8,7 +8,7 @@ use crate::config::Secret;
 use crate::model::{
     CachePolicy, CommandFormat, CommandStep, Effects, GpuStep, HttpBody, HttpMany, HttpStep, ItemPolicy, JsonTemplate,
     Limit, LookupStep, Matches, MaxErrors, Metric, ModelDevice, ModelStep, OnError, OnMissing, OutputColumn,
-    ResponseColumn, ResponseSource, Retry, RowOrder, StepKind,
+    PythonGiven, PythonStep, ResponseColumn, ResponseSource, Retry, RowOrder, StepKind,
 };
 use crate::names::normalize;
 use crate::read::RawValue;
@@ -31,6 +31,12 @@ impl From<LookupStep> for StepKind {
 impl From<CommandStep> for StepKind {
     fn from(step: CommandStep) -> Self {
         StepKind::Command(Box::new(step))
+    }
+}
+
+impl From<PythonStep> for StepKind {
+    fn from(step: PythonStep) -> Self {
+        StepKind::Python(Box::new(step))
     }
 }
 
@@ -234,6 +240,51 @@ impl CommandStep {
     }
 
     /// With a limit on a process's memory in bytes.
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.memory = some(Limit::Most(bytes));
+        self
+    }
+}
+
+impl PythonStep {
+    /// With one more column that is an argument.
+    pub fn read(mut self, column: impl Into<String>) -> Self {
+        self.reads.value.push(bare(column));
+        self
+    }
+
+    /// With one more column that it adds; it may be null.
+    pub fn column(mut self, name: impl Into<String>, kind: LogicalType) -> Self {
+        let column = OutputColumn { kind: Spanned::bare(kind), nullable: None };
+        self.output.value.insert(normalize(&name.into()), column);
+        self
+    }
+
+    /// What it is given, where its annotations do not say.
+    pub fn given(mut self, given: PythonGiven) -> Self {
+        self.given = some(given);
+        self
+    }
+
+    /// Gives any number of rows for an item.
+    pub fn fan_out(mut self) -> Self {
+        self.fan_out = some(true);
+        self
+    }
+
+    /// Calls of an async function at a time, in each process.
+    pub fn calls(mut self, calls: u64) -> Self {
+        self.calls = some(calls);
+        self
+    }
+
+    /// Tells one version of the function from another, for caches.
+    pub fn version(mut self, version: impl Into<String>) -> Self {
+        self.version = some(version.into());
+        self
+    }
+
+    /// With a limit on a process's data in bytes.
     pub fn memory(mut self, bytes: u64) -> Self {
         self.memory = some(Limit::Most(bytes));
         self

@@ -37,6 +37,7 @@ impl Checker<'_> {
                     self.template(template);
                 }
             }
+            StepKind::Python(_) => {}
             StepKind::Gpu(gpu) => self.template(&gpu.top_k.corpus),
             StepKind::Model(model) => {
                 self.template(&model.file);

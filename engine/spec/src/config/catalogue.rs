@@ -197,6 +197,12 @@ pub const SETTINGS: &[Setting] = &[
         "Rows of a chunk of a durable run: what is committed together, and done again after a crash. `auto` is 32,768.",
     ),
     setting(
+        "python.interpreter",
+        Kind::PathOrAuto,
+        Some("auto"),
+        "The interpreter of `python` steps. `auto` is the one that runs `rowmill` where that came from pip, and `python3` of `PATH` otherwise.",
+    ),
+    setting(
         "cache.dir",
         Kind::PathOrAuto,
         Some("auto"),

@@ -49,6 +49,8 @@ pub struct Config {
     pub state: State,
     /// `cache.*`
     pub cache: Cache,
+    /// `python.*`
+    pub python: Python,
     /// `gpu.*`
     pub gpu: Gpu,
     /// `model.*`
@@ -77,6 +79,13 @@ pub enum StateStore {
     Sqlite,
     /// In the PostgreSQL database of this URL.
     Postgres(Secret),
+}
+
+/// How Python functions are called. `None` means that the program decides (`auto`).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Python {
+    /// The interpreter.
+    pub interpreter: Option<PathBuf>,
 }
 
 /// Where answers are kept. `None` means that the engine decides (`auto`).
@@ -347,6 +356,7 @@ impl Config {
             memory_bytes: values.count("cache.memory"),
             disk_bytes: values.count("cache.disk"),
         };
+        let python = Python { interpreter: values.text("python.interpreter").map(PathBuf::from) };
         let gpu = Gpu {
             usage: values.word("gpu.use"),
             device: count("gpu.device").unwrap_or(0),
@@ -363,6 +373,7 @@ impl Config {
             object_store,
             state,
             cache,
+            python,
             gpu,
             model,
             connections,

@@ -2,8 +2,8 @@
 
 use super::{CLASSES, Key, Shape, Table, key, required};
 use crate::model::{
-    CacheTier, CommandFormat, Effects, FAILURE_CODES, Jitter, Matches, Metric, ModelDevice, OnMissing, RowOrder,
-    StepKind,
+    CacheTier, CommandFormat, Effects, FAILURE_CODES, Jitter, Matches, Metric, ModelDevice, OnMissing, PythonGiven,
+    RowOrder, StepKind,
 };
 
 /// What a step takes beside its kind.
@@ -14,6 +14,7 @@ pub(crate) const STEP: Table = Table {
         key("http", Shape::Object(&HTTP), "A request for each item, or for many."),
         key("lookup", Shape::Object(&LOOKUP), "A query against a database for each item."),
         key("command", Shape::Object(&COMMAND), "A program of yours, kept running and fed items."),
+        key("python", Shape::Object(&PYTHON), "A function of yours, called in processes of its own."),
         key("gpu", Shape::Object(&GPU), "A similarity search; on a GPU where there is one, else on the CPU."),
         key("model", Shape::Object(&MODEL), "A model in ONNX."),
         key(
@@ -46,7 +47,7 @@ pub(crate) const STEP: Table = Table {
         key(
             "in_flight",
             Shape::Count(1),
-            "Requests, queries or programs at once; by the step's kind where absent. Not for `sql`.",
+            "Requests, queries, programs or Python processes at once; by the step's kind where absent. Not for `sql`.",
         ),
         key(
             "cache",
@@ -280,6 +281,49 @@ pub(crate) const COMMAND: Table = Table {
             "Bytes of the largest file that a process may write (`1GiB`).",
         ),
         key("max_answer_bytes", Shape::Size, "Bytes of the largest answer: a line, or a record batch (`16MiB`)."),
+    ],
+};
+
+pub(crate) const PYTHON: Table = Table {
+    what: "a `python` step",
+    keys: &[
+        FROM,
+        required(
+            "function",
+            Shape::Text,
+            "`module:function`, looked for beside the workflow and where Python looks; a class with `__call__` is made once in each process.",
+        ),
+        required("reads", Shape::Columns, "The columns that are its arguments, in order."),
+        required("output", Shape::Map(&Shape::TypeOr(&OUTPUT)), "The columns that it adds, with their types."),
+        key(
+            "given",
+            Shape::Word(PythonGiven::WORDS),
+            "What it is given: the `values` of one item, or columns of many; by its annotations where absent.",
+        ),
+        key("fan_out", Shape::Bool, "Whether it gives any number of rows for an item, as a generator does (false)."),
+        key("calls", Shape::Count(1), "Calls of an async function at a time, in each process (256)."),
+        key(
+            "version",
+            Shape::Text,
+            "Tells one version of the function from another, for caches; beside it, the text of a module in the workflow's folder does.",
+        ),
+        key("start_timeout", Shape::Duration, "How long the function may take to load: imports, models (`10m`)."),
+        key(
+            "memory",
+            Shape::Either(&[Shape::Size, Shape::Word(&["none"])]),
+            "Bytes of data of a process; beyond them Python raises `MemoryError` (`none`).",
+        ),
+        key(
+            "cpu_seconds",
+            Shape::Either(&[Shape::Count(1), Shape::Word(&["none"])]),
+            "Seconds of CPU time over the life of a process (`none`).",
+        ),
+        key(
+            "open_files",
+            Shape::Either(&[Shape::Count(1), Shape::Word(&["none"])]),
+            "Files that a process may have open (`none`).",
+        ),
+        key("max_answer_bytes", Shape::Size, "Bytes of the largest answer for a group of items (`1GiB`)."),
     ],
 };
 

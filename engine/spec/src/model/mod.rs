@@ -53,7 +53,7 @@ pub use items::{
 };
 pub use steps::{
     CommandFormat, CommandStep, HttpBody, HttpMany, HttpStep, JsonTemplate, Limit, LookupStep, Matches, OnMissing,
-    OutputColumn, ResponseColumn, ResponseSource, ResultMatch,
+    OutputColumn, PythonGiven, PythonStep, ResponseColumn, ResponseSource, ResultMatch,
 };
 
 /// A workflow: a named DAG of steps between sources and sinks.
@@ -256,6 +256,8 @@ pub enum StepKind {
     Lookup(Box<LookupStep>),
     /// `command:` a program that is kept running and fed items.
     Command(Box<CommandStep>),
+    /// `python:` a function of a module, called in processes of its own.
+    Python(Box<PythonStep>),
     /// `gpu:` a computation with kernels, such as a similarity search.
     Gpu(Box<GpuStep>),
     /// `model:` a model in ONNX.
@@ -264,7 +266,7 @@ pub enum StepKind {
 
 impl StepKind {
     /// The keys of all kinds.
-    pub const KEYS: &'static [&'static str] = &["sql", "http", "lookup", "command", "gpu", "model"];
+    pub const KEYS: &'static [&'static str] = &["sql", "http", "lookup", "command", "python", "gpu", "model"];
 
     /// The key that names this kind in a workflow's text.
     pub fn key(&self) -> &'static str {
@@ -273,6 +275,7 @@ impl StepKind {
             StepKind::Http(_) => "http",
             StepKind::Lookup(_) => "lookup",
             StepKind::Command(_) => "command",
+            StepKind::Python(_) => "python",
             StepKind::Gpu(_) => "gpu",
             StepKind::Model(_) => "model",
         }
@@ -285,6 +288,7 @@ impl StepKind {
             StepKind::Http(http) => Some(&http.from),
             StepKind::Lookup(lookup) => Some(&lookup.from),
             StepKind::Command(command) => Some(&command.from),
+            StepKind::Python(python) => Some(&python.from),
             StepKind::Gpu(gpu) => Some(&gpu.from),
             StepKind::Model(model) => Some(&model.from),
         }
@@ -294,7 +298,7 @@ impl StepKind {
     pub fn class(&self) -> ResourceClass {
         match self {
             StepKind::Sql(_) => ResourceClass::Cpu,
-            StepKind::Http(_) | StepKind::Lookup(_) | StepKind::Command(_) => ResourceClass::Io,
+            StepKind::Http(_) | StepKind::Lookup(_) | StepKind::Command(_) | StepKind::Python(_) => ResourceClass::Io,
             StepKind::Gpu(_) => ResourceClass::Gpu,
             StepKind::Model(model) => match model.device.as_ref().map(|device| device.value) {
                 Some(ModelDevice::Cuda) => ResourceClass::Gpu,
@@ -308,7 +312,9 @@ impl StepKind {
         match self {
             StepKind::Http(http) => Some(&http.connection),
             StepKind::Lookup(lookup) => Some(&lookup.connection),
-            StepKind::Sql(_) | StepKind::Command(_) | StepKind::Gpu(_) | StepKind::Model(_) => None,
+            StepKind::Sql(_) | StepKind::Command(_) | StepKind::Python(_) | StepKind::Gpu(_) | StepKind::Model(_) => {
+                None
+            }
         }
     }
 }

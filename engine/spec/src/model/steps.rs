@@ -1,7 +1,9 @@
-//! The kinds of steps beside `sql`: calls over HTTP, lookups in databases, and programs.
+//! The kinds of steps beside `sql`: calls over HTTP, lookups in databases, programs, and Python functions.
 //!
 //! Each takes the rows of one step or source, adds columns to them, and says nothing about joins: those are for SQL
 //! steps. Options that are absent are as the step's kind has them by default.
+
+use std::time::Duration;
 
 use indexmap::IndexMap;
 
@@ -227,6 +229,52 @@ pub struct CommandStep {
     pub max_answer_bytes: Option<Spanned<u64>>,
 }
 
+/// `python:` a function of a module, called in processes of its own.
+#[derive(Debug, Clone)]
+pub struct PythonStep {
+    /// The step or source whose rows it takes.
+    pub from: Spanned<String>,
+    /// `package.module:function`; a class with `__call__` is made once in each process.
+    pub function: Spanned<String>,
+    /// The columns that are its arguments, in order.
+    pub reads: Spanned<Vec<Spanned<String>>>,
+    /// The columns that it adds.
+    pub output: Spanned<IndexMap<String, OutputColumn>>,
+    /// What it is given: the values of one item, or columns of many; by its annotations where absent.
+    pub given: Option<Spanned<PythonGiven>>,
+    /// Whether it gives any number of rows for an item, as a generator does.
+    pub fan_out: Option<Spanned<bool>>,
+    /// Calls of an async function at a time, in each process.
+    pub calls: Option<Spanned<u64>>,
+    /// Tells one version of the function from another, for caches.
+    pub version: Option<Spanned<String>>,
+    /// How long the function may take to load.
+    pub start_timeout: Option<Spanned<Duration>>,
+    /// Bytes of data of a process.
+    pub memory: Option<Spanned<Limit>>,
+    /// Seconds of CPU time over the life of a process.
+    pub cpu_seconds: Option<Spanned<Limit>>,
+    /// Open files.
+    pub open_files: Option<Spanned<Limit>>,
+    /// Bytes of the largest answer.
+    pub max_answer_bytes: Option<Spanned<u64>>,
+}
+
+/// What a Python function is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PythonGiven {
+    /// The values of one item.
+    Values,
+    /// Columns, as `pyarrow.Array`.
+    Arrow,
+    /// Columns, as `numpy.ndarray`.
+    Numpy,
+    /// Columns, as `pandas.Series`.
+    Pandas,
+    /// Columns, as `polars.Series`.
+    Polars,
+}
+
 /// A limit on a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
@@ -256,6 +304,13 @@ pub struct OutputColumn {
 
 words!(OnMissing { Null = "null", Skip = "skip", Fail = "fail" });
 words!(Matches { All = "all", First = "first", One = "one" });
+words!(PythonGiven {
+    Values = "values",
+    Arrow = "arrow",
+    Numpy = "numpy",
+    Pandas = "pandas",
+    Polars = "polars",
+});
 words!(CommandFormat { JsonLines = "json_lines", Arrow = "arrow" });
 
 impl HttpStep {
@@ -375,6 +430,46 @@ impl CommandStep {
                 |value| value.span,
             ),
             "max_answer_bytes" => self.max_answer_bytes.as_ref().map_or(Span::NONE, |bytes| bytes.span),
+            _ => Span::NONE,
+        }
+    }
+}
+
+impl PythonStep {
+    /// A function, everything else as by default.
+    pub fn new(from: impl Into<String>, function: impl Into<String>) -> Self {
+        PythonStep {
+            from: Spanned::bare(from.into()),
+            function: Spanned::bare(function.into()),
+            reads: Spanned::bare(Vec::new()),
+            output: Spanned::bare(IndexMap::new()),
+            given: None,
+            fan_out: None,
+            calls: None,
+            version: None,
+            start_timeout: None,
+            memory: None,
+            cpu_seconds: None,
+            open_files: None,
+            max_answer_bytes: None,
+        }
+    }
+
+    /// Where an option stands; nowhere if it is not set.
+    pub fn place(&self, option: &str) -> Span {
+        fn of<T>(value: &Option<Spanned<T>>) -> Span {
+            value.as_ref().map_or(Span::NONE, |value| value.span)
+        }
+        match option {
+            "from" => self.from.span,
+            "function" => self.function.span,
+            "reads" => self.reads.span,
+            "output" => self.output.span,
+            "given" => of(&self.given),
+            "fan_out" => of(&self.fan_out),
+            "calls" => of(&self.calls),
+            "start_timeout" => of(&self.start_timeout),
+            "max_answer_bytes" => of(&self.max_answer_bytes),
             _ => Span::NONE,
         }
     }

@@ -57,12 +57,13 @@ fn the_example_of_all_kinds_is_read() {
     assert_eq!(workflow.texts.line_column(values["score"].span).unwrap().0, 40);
     let kinds: Vec<_> =
         workflow.steps.values().map(|step| (step.kind.key(), step.kind.from().unwrap().value.as_str())).collect();
-    assert_eq!(kinds, [("http", "flights"), ("lookup", "weather"), ("command", "planes")]);
+    assert_eq!(kinds, [("http", "flights"), ("lookup", "weather"), ("command", "planes"), ("python", "scored")]);
 }
 
 const HTTP: &str =
     "    http:\n      from: t\n      connection: c\n      path: /x\n      response: {a: {json: /a, type: int8}}\n";
 const LOOKUP: &str = "    lookup:\n      from: t\n      connection: c\n      query: SELECT a FROM u WHERE b = {b}\n";
+const PYTHON: &str = "    python:\n      from: t\n      function: m:f\n      reads: [a]\n      output: {b: int8}\n";
 const COMMAND: &str = "    command:\n      from: t\n      argv: [cat]\n      reads: [a]\n      output: {b: int8}\n";
 
 #[test]
@@ -149,6 +150,24 @@ fn every_key_changes_the_model_and_reads_back() {
                 "      max_answer_bytes: 1MB",
             ],
         ),
+        (
+            PYTHON,
+            &[
+                "      given: values",
+                "      given: numpy",
+                "      fan_out: true",
+                "      calls: 8",
+                "      version: '2'",
+                "      start_timeout: 5s",
+                "      memory: 1GB",
+                "      memory: none",
+                "      cpu_seconds: 5",
+                "      open_files: 100",
+                "      max_answer_bytes: 1MB",
+                "    batch: {rows: 5}",
+                "    in_flight: 2",
+            ],
+        ),
         ("    sql: SELECT 1\n", &["    on_error: skip", "    max_errors: 3"]),
     ];
     let strip = |text: &str| -> String {
@@ -184,7 +203,9 @@ fn what_does_not_apply_is_refused() {
         "deadline: 1s",
         "batch: {rows: 1}",
         "in_flight: 2",
-        "cache: {}",
+        "cache: {key: [a]}",
+        "cache: {tier: memory}",
+        "cache: {max_size: 1MB}",
         "order: any",
     ] {
         assert_eq!(codes_of(&format!("    sql: SELECT 1\n    {line}\n")), [codes::NOT_APPLICABLE], "{line}");

@@ -1,4 +1,4 @@
-//! The sections of step kinds beside `sql`: `http`, `lookup` and `command`.
+//! The sections of step kinds beside `sql`: `http`, `lookup`, `command` and `python`.
 
 use indexmap::IndexMap;
 
@@ -8,7 +8,7 @@ use crate::diagnostic::Diagnostic;
 use crate::keys;
 use crate::model::{
     CommandFormat, CommandStep, HttpBody, HttpMany, HttpStep, Limit, LookupStep, Matches, OnMissing, OutputColumn,
-    ResponseColumn, ResponseSource, ResultMatch,
+    PythonGiven, PythonStep, ResponseColumn, ResponseSource, ResultMatch,
 };
 use crate::names::normalize;
 use crate::span::{Span, Spanned};
@@ -279,14 +279,8 @@ pub(super) fn command(reading: &mut Reading<'_>, key: &Spanned<String>, node: &N
     let fields = reading.fields(&keys::COMMAND, node, key.span, &format!("`command` of {who}"))?;
     let from = from(reading, &fields);
     let argv = fields.get("argv").and_then(|node| argv(reading, node));
-    let names = |reading: &mut Reading<'_>, key: &str| {
-        fields.get(key).map(|node| {
-            let what = format!("`{key}`");
-            Spanned::new(reading.one_or_many(node, |reading, node| reading.column_name(node, &what)), node.span)
-        })
-    };
-    let reads = names(reading, "reads");
-    let pass_env = names(reading, "pass_env").map_or_else(Vec::new, |names| names.value);
+    let reads = names(reading, &fields, "reads");
+    let pass_env = names(reading, &fields, "pass_env").map_or_else(Vec::new, |names| names.value);
     let output = fields
         .entry("output")
         .map(|(key, node)| Spanned::new(columns(reading, node, "`output`", output_column), place(key, node)));
@@ -305,15 +299,7 @@ pub(super) fn command(reading: &mut Reading<'_>, key: &Spanned<String>, node: &N
     let fan_out = fields.get("fan_out").and_then(|node| reading.flag(node, "`fan_out`"));
     let working_directory =
         fields.get("working_directory").and_then(|node| reading.template(node, "`working_directory`"));
-    let mut limit = |key: &str, size: bool| {
-        let node = fields.get(key)?;
-        if matches!(&node.kind, Kind::Scalar(scalar) if &*scalar.value == "none") {
-            return Some(Spanned::new(Limit::None, node.span));
-        }
-        let what = format!("`{key}`");
-        let most = if size { reading.size(node, &what) } else { reading.count(node, &what, 1) }?;
-        Some(Spanned::new(Limit::Most(most.value), node.span))
-    };
+    let mut limit = |key: &str, size: bool| limit(reading, &fields, key, size);
     let (memory, cpu_seconds) = (limit("memory", true), limit("cpu_seconds", false));
     let (open_files, file_bytes) = (limit("open_files", false), limit("file_bytes", true));
     let max_answer_bytes = fields.get("max_answer_bytes").and_then(|node| reading.size(node, "`max_answer_bytes`"));
@@ -332,6 +318,59 @@ pub(super) fn command(reading: &mut Reading<'_>, key: &Spanned<String>, node: &N
         cpu_seconds,
         open_files,
         file_bytes,
+        max_answer_bytes,
+    })
+}
+
+/// One column, or a list of them.
+fn names(reading: &mut Reading<'_>, fields: &Fields<'_>, key: &str) -> Option<Spanned<Vec<Spanned<String>>>> {
+    let node = fields.get(key)?;
+    let what = format!("`{key}`");
+    Some(Spanned::new(reading.one_or_many(node, |reading, node| reading.column_name(node, &what)), node.span))
+}
+
+/// A limit on a process: a size or a count, or `none`.
+fn limit(reading: &mut Reading<'_>, fields: &Fields<'_>, key: &str, size: bool) -> Option<Spanned<Limit>> {
+    let node = fields.get(key)?;
+    if matches!(&node.kind, Kind::Scalar(scalar) if &*scalar.value == "none") {
+        return Some(Spanned::new(Limit::None, node.span));
+    }
+    let what = format!("`{key}`");
+    let most = if size { reading.size(node, &what) } else { reading.count(node, &what, 1) }?;
+    Some(Spanned::new(Limit::Most(most.value), node.span))
+}
+
+pub(super) fn python(reading: &mut Reading<'_>, key: &Spanned<String>, node: &Node, who: &str) -> Option<PythonStep> {
+    let fields = reading.fields(&keys::PYTHON, node, key.span, &format!("`python` of {who}"))?;
+    let from = from(reading, &fields);
+    let function = fields.get("function").and_then(|node| reading.text(node, "`function`"));
+    let reads = names(reading, &fields, "reads");
+    let output = fields
+        .entry("output")
+        .map(|(key, node)| Spanned::new(columns(reading, node, "`output`", output_column), place(key, node)));
+    let given =
+        fields.get("given").and_then(|node| reading.word(node, "`given`", PythonGiven::WORDS, PythonGiven::from_word));
+    let fan_out = fields.get("fan_out").and_then(|node| reading.flag(node, "`fan_out`"));
+    let calls = fields.get("calls").and_then(|node| reading.count(node, "`calls`", 1));
+    let version = fields.get("version").and_then(|node| reading.text(node, "`version`"));
+    let start_timeout = fields.get("start_timeout").and_then(|node| reading.duration(node, "`start_timeout`"));
+    let mut limit = |key: &str, size: bool| limit(reading, &fields, key, size);
+    let (memory, cpu_seconds, open_files) =
+        (limit("memory", true), limit("cpu_seconds", false), limit("open_files", false));
+    let max_answer_bytes = fields.get("max_answer_bytes").and_then(|node| reading.size(node, "`max_answer_bytes`"));
+    Some(PythonStep {
+        from: from?,
+        function: function?,
+        reads: reads?,
+        output: output?,
+        given,
+        fan_out,
+        calls,
+        version,
+        start_timeout,
+        memory,
+        cpu_seconds,
+        open_files,
         max_answer_bytes,
     })
 }

@@ -6,7 +6,7 @@ use super::{Writer, list, path, type_text, word};
 use crate::config::format_bytes;
 use crate::model::{
     CommandStep, GpuStep, HttpBody, HttpMany, HttpStep, ItemPolicy, JsonTemplate, Limit, LookupStep, MaxErrors,
-    ModelStep, OnError, ResponseSource, ResultMatch, Retry,
+    ModelStep, OnError, OutputColumn, PythonStep, ResponseSource, ResultMatch, Retry,
 };
 use crate::span::Spanned;
 use crate::template::Template;
@@ -187,17 +187,7 @@ impl Writer {
         self.line("argv", &list(command.argv.value.iter().map(path)));
         self.maybe("format", &command.format, |format| format.as_str().to_owned());
         self.line("reads", &names(&command.reads.value));
-        self.block("output", command.output.is_empty(), |writer| {
-            for (name, column) in &command.output.value {
-                match &column.nullable {
-                    None => writer.line(name, &type_text(&column.kind)),
-                    Some(nullable) => writer.nested(name, |writer| {
-                        writer.line("type", &type_text(&column.kind));
-                        writer.line("nullable", &nullable.value.to_string());
-                    }),
-                }
-            }
-        });
+        self.output(&command.output.value);
         self.maybe("fan_out", &command.fan_out, |fan_out| fan_out.value.to_string());
         if !command.env.is_empty() {
             self.nested("env", |writer| {
@@ -217,14 +207,6 @@ impl Writer {
             });
         }
         self.maybe("working_directory", &command.working_directory, path);
-        let size = |limit: &Spanned<Limit>| match limit.value {
-            Limit::None => "none".to_owned(),
-            Limit::Most(bytes) => format_bytes(bytes),
-        };
-        let count = |limit: &Spanned<Limit>| match limit.value {
-            Limit::None => "none".to_owned(),
-            Limit::Most(count) => count.to_string(),
-        };
         self.maybe("memory", &command.memory, size);
         self.maybe("cpu_seconds", &command.cpu_seconds, count);
         self.maybe("open_files", &command.open_files, count);
@@ -263,6 +245,37 @@ impl Writer {
         self.maybe("device", &model.device, |device| device.as_str().to_owned());
     }
 
+    pub(super) fn python(&mut self, python: &PythonStep) {
+        self.line("from", &word(&python.from));
+        self.line("function", &quote(&python.function));
+        self.line("reads", &names(&python.reads.value));
+        self.output(&python.output.value);
+        self.maybe("given", &python.given, |given| given.as_str().to_owned());
+        self.maybe("fan_out", &python.fan_out, |fan_out| fan_out.value.to_string());
+        self.maybe("calls", &python.calls, |calls| calls.value.to_string());
+        self.maybe("version", &python.version, |version| quote(version));
+        self.maybe("start_timeout", &python.start_timeout, |time| format_duration(time.value));
+        self.maybe("memory", &python.memory, size);
+        self.maybe("cpu_seconds", &python.cpu_seconds, count);
+        self.maybe("open_files", &python.open_files, count);
+        self.maybe("max_answer_bytes", &python.max_answer_bytes, |bytes| format_bytes(bytes.value));
+    }
+
+    /// The columns that a program or a function adds.
+    fn output(&mut self, columns: &IndexMap<String, OutputColumn>) {
+        self.block("output", columns.is_empty(), |writer| {
+            for (name, column) in columns {
+                match &column.nullable {
+                    None => writer.line(name, &type_text(&column.kind)),
+                    Some(nullable) => writer.nested(name, |writer| {
+                        writer.line("type", &type_text(&column.kind));
+                        writer.line("nullable", &nullable.value.to_string());
+                    }),
+                }
+            }
+        });
+    }
+
     fn kinds(&mut self, key: &str, kinds: &IndexMap<String, Spanned<LogicalType>>) {
         if !kinds.is_empty() {
             self.columns(key, kinds);
@@ -286,6 +299,20 @@ impl Writer {
                 }
             }
         });
+    }
+}
+
+fn size(limit: &Spanned<Limit>) -> String {
+    match limit.value {
+        Limit::None => "none".to_owned(),
+        Limit::Most(bytes) => format_bytes(bytes),
+    }
+}
+
+fn count(limit: &Spanned<Limit>) -> String {
+    match limit.value {
+        Limit::None => "none".to_owned(),
+        Limit::Most(count) => count.to_string(),
     }
 }
 
