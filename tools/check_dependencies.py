@@ -20,6 +20,7 @@ MAY_USE = {
     "rowmill-limits": {"rowmill-step"},
     "rowmill-cache": {"rowmill-step"},
     "rowmill-gpu": set(),
+    "rowmill-gpu-plan": {"rowmill-gpu", "rowmill-features"},
     "rowmill-features": set(),
     "rowmill-cores": set(),
     "rowmill-wire": {"rowmill-features"},
@@ -31,6 +32,8 @@ MAY_USE = {
     "rowmill-step-http": {"rowmill-spec", "rowmill-step"},
     "rowmill-step-lookup": {"rowmill-spec", "rowmill-step"},
     "rowmill-step-command": {"rowmill-spec", "rowmill-step"},
+    "rowmill-step-gpu": {"rowmill-spec", "rowmill-step", "rowmill-gpu"},
+    "rowmill-step-model": {"rowmill-spec", "rowmill-step"},
     "rowmill-step-python": {"rowmill-spec", "rowmill-step"},
     "rowmill-engine": {
         "rowmill-spec", "rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-items",
@@ -38,8 +41,9 @@ MAY_USE = {
     },
     "rowmill": {
         "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-items",
-        "rowmill-cache", "rowmill-gpu",
-        "rowmill-step-http", "rowmill-step-lookup", "rowmill-step-command", "rowmill-step-python",
+        "rowmill-cache", "rowmill-gpu", "rowmill-gpu-plan",
+        "rowmill-step-http", "rowmill-step-lookup", "rowmill-step-command", "rowmill-step-python", "rowmill-step-gpu",
+        "rowmill-step-model",
     },
     "rowmill-cli": {"rowmill", "rowmill-spec"},
     "rowmill-python": {
@@ -53,11 +57,12 @@ MAY_USE = {
 DOORS = {
     "datafusion": {
         "rowmill-engine", "rowmill", "rowmill-benches", "rowmill-features", "rowmill-python",
-        "rowmill-wire", "rowmill-scheduler", "rowmill-executor",
+        "rowmill-wire", "rowmill-scheduler", "rowmill-executor", "rowmill-gpu-plan",
     },
     "ballista": {"rowmill-versions", "rowmill-wire", "rowmill-scheduler", "rowmill-executor"},
     "pyo3": {"rowmill-python"},
     "cudarc": {"rowmill-gpu"},
+    "ort": {"rowmill-step-model"},
     "reqwest": {"rowmill-step-http", "rowmill-features"},
     "fred": {"rowmill-cache"},
     "sqlx": {"rowmill-store", "rowmill-step-lookup", "rowmill-features"},

@@ -180,6 +180,11 @@ pub(crate) enum Command {
         #[arg(long, value_enum)]
         format: Option<RowFormat>,
     },
+    /// Show the GPU of this machine, or measure it
+    Gpu {
+        #[command(subcommand)]
+        action: GpuAction,
+    },
     /// Show the configuration, or the schemas that editors complete by
     Config {
         #[command(subcommand)]
@@ -205,6 +210,22 @@ pub(crate) enum ConfigAction {
     WorkflowSchema,
     /// JSON schema of configuration files
     ConfigSchema,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum GpuAction {
+    /// What GPU is here, or why none can be used
+    Info,
+    /// Measure each operator on the GPU and on the CPU, and how close the GPU comes to its memory and its link
+    Bench {
+        /// Rows of the inputs, separated by commas
+        #[arg(long, value_name = "ROWS", value_delimiter = ',', default_values_t = [65_536, 1_048_576, 16_777_216],
+              value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+        rows: Vec<u64>,
+        /// Keep the table: decisions go by it from then on [setting: gpu.dir]
+        #[arg(long)]
+        save: bool,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -99,7 +99,9 @@ impl Settings {
         let level = &self.config.log.level;
         let filter = match level.as_str() {
             "debug" | "trace" => level.clone(),
-            level => format!("error,rowmill={level},rowmill_engine={level},rowmill_cli={level}"),
+            level => format!(
+                "error,rowmill={level},rowmill_engine={level},rowmill_cli={level},rowmill_gpu={level},rowmill_gpu_plan={level}"
+            ),
         };
         let started = tracing_subscriber::fmt()
             .with_writer(std::io::stderr)
@@ -133,8 +135,15 @@ impl Settings {
                 disk_bytes: self.config.cache.disk_bytes,
                 ..CacheOptions::default()
             },
+            gpu: self.gpu_options(),
+            model_library: self.config.model.library.clone(),
             ..SessionOptions::default()
         })
+    }
+
+    /// How the GPU is used.
+    pub(crate) fn gpu_options(&self) -> rowmill::GpuOptions {
+        rowmill::gpu::options(&self.config.gpu, &self.config.state.dir)
     }
 
     /// The interpreter of Python steps: as configured, or the one that this command runs in.

@@ -9,6 +9,7 @@ mod calls;
 mod corpus;
 mod examples;
 mod explain;
+mod gpu;
 mod machine;
 mod retry;
 mod running;

@@ -4,6 +4,7 @@ mod cache;
 mod check;
 mod config;
 mod explain;
+mod gpu;
 mod init;
 mod prompt;
 mod run;
@@ -39,6 +40,7 @@ pub(crate) async fn dispatch(arguments: Arguments, settings: Settings) -> u8 {
         Command::Explain { workflow, format } => explain::explain(&workflow, format, &settings).await,
         Command::Init { folder } => init::init(&folder, &settings),
         Command::Sql { query, file, format } => sql::sql(query, file, format, &settings).await,
+        Command::Gpu { action } => gpu::gpu(action, &settings).await,
         Command::Config { action } => config::config(action, &settings),
         Command::Error { code } => config::error(&code, &settings),
         Command::Completions { shell } => {

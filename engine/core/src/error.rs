@@ -8,6 +8,7 @@ use rowmill_items::{StepStopped, StopReason};
 use rowmill_spec::{Diagnostic, Fault};
 use rowmill_step::FailureCode;
 
+use crate::plan::placement::Unserved;
 use crate::sources::local_files::Truncated;
 
 /// A failure with the step it happened in. Travels inside a [`DataFusionError`] from the operator to the run.
@@ -110,6 +111,13 @@ pub fn report(error: &DataFusionError) -> Diagnostic {
             return Diagnostic::error("RM0308", format!("{place}{}", first_line(&text)));
         }
         _ => {}
+    }
+    if let DataFusionError::External(inner) = cause
+        && let Some(unserved) = inner.downcast_ref::<Unserved>()
+    {
+        return Diagnostic::error("RM0707", format!("{place}{unserved}"))
+            .fault(Fault::Environment)
+            .help("run it on a machine that serves the class, or configure the class so that others may do its work");
     }
     if let Some(truncated) = find_source::<Truncated>(cause) {
         return Diagnostic::error("RM0604", format!("{place}{truncated}"))

@@ -11,12 +11,14 @@ use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::SessionStateBuilder;
-use datafusion::execution::{SessionState, SessionStateDefaults};
+use datafusion::execution::{FunctionRegistry as _, SessionState, SessionStateDefaults};
+use datafusion::logical_expr::ScalarUDF;
 use datafusion::prelude::SessionConfig;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::calls::{Host, RunScope};
+use crate::plan::placement::ClassPlanners;
 use crate::plan::planner::StepPlanner;
 use crate::sources::local_files::LocalFiles;
 use crate::sources::stores::StoreOptions;
@@ -45,6 +47,10 @@ pub struct EngineOptions {
     pub stores: StoreOptions,
     /// Step kinds and connections.
     pub host: Host,
+    /// Who rewrites the plans of a resource class.
+    pub class_planners: ClassPlanners,
+    /// Functions that queries may call beside DataFusion's.
+    pub functions: Vec<Arc<ScalarUDF>>,
 }
 
 /// What all runs of a process share: memory, spill space, object stores, caches of file footers.
@@ -122,7 +128,8 @@ impl Engine {
             .with_target_partitions(self.options.partitions.max(1))
             .with_batch_size(self.options.batch_rows.max(1))
             .with_collect_statistics(true)
-            .with_information_schema(false);
+            .with_information_schema(false)
+            .with_extension(Arc::new(self.options.class_planners.clone()));
         let options = config.options_mut();
         options.sql_parser.collect_spans = true;
         options.execution.time_zone = Some("+00:00".into());
@@ -142,6 +149,11 @@ impl Engine {
             )
             .with_query_planner(Arc::new(StepPlanner))
             .build();
+        for function in &self.options.functions {
+            if let Err(error) = state.register_udf(Arc::clone(function)) {
+                tracing::error!("function {} is not there: {}", function.name(), error.strip_backtrace());
+            }
+        }
         let options = Arc::clone(state.config().options());
         let properties = state.execution_props_mut();
         properties.mark_start_execution(options);
