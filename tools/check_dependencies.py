@@ -25,6 +25,7 @@ MAY_USE = {
     "rowmill-wire": {"rowmill-features"},
     "rowmill-scheduler": {"rowmill-features", "rowmill-cores", "rowmill-wire"},
     "rowmill-executor": {"rowmill-features", "rowmill-wire"},
+    "rowmill-cluster": {"rowmill-features", "rowmill-spec", "rowmill-engine", "rowmill-wire"},
     "rowmill-versions": set(),
     "rowmill-examples": set(),
     "rowmill-items": {"rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-cache"},
@@ -40,7 +41,9 @@ MAY_USE = {
         "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-items", "rowmill-gpu",
         "rowmill-step-http", "rowmill-step-lookup", "rowmill-step-command",
     },
-    "rowmill-cli": {"rowmill", "rowmill-spec"},
+    "rowmill-cli": {
+        "rowmill", "rowmill-spec", "rowmill-cluster", "rowmill-wire", "rowmill-scheduler", "rowmill-executor",
+    },
     "rowmill-python": {
         "rowmill", "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-step-python", "rowmill-cli",
     },
@@ -51,9 +54,9 @@ MAY_USE = {
 DOORS = {
     "datafusion": {
         "rowmill-engine", "rowmill", "rowmill-benches", "rowmill-features", "rowmill-python",
-        "rowmill-wire", "rowmill-scheduler", "rowmill-executor",
+        "rowmill-wire", "rowmill-scheduler", "rowmill-executor", "rowmill-cluster",
     },
-    "ballista": {"rowmill-versions", "rowmill-wire", "rowmill-scheduler", "rowmill-executor"},
+    "ballista": {"rowmill-versions", "rowmill-wire", "rowmill-scheduler", "rowmill-executor", "rowmill-cluster"},
     "pyo3": {"rowmill-python"},
     "cudarc": {"rowmill-gpu"},
     "reqwest": {"rowmill-step-http", "rowmill-features"},

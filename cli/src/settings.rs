@@ -54,7 +54,7 @@ impl Settings {
             env: std::env::vars_os()
                 .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
                 .collect(),
-            reserved_env: vec!["ROWMILL_CONFIG".to_owned()],
+            reserved_env: ["ROWMILL_CONFIG", "ROWMILL_CLUSTER", "ROWMILL_CLUSTER_TOKEN"].map(str::to_owned).to_vec(),
             flags,
         })?;
         Ok(Settings { config })
@@ -99,7 +99,10 @@ impl Settings {
         let level = &self.config.log.level;
         let filter = match level.as_str() {
             "debug" | "trace" => level.clone(),
-            level => format!("error,rowmill={level},rowmill_engine={level},rowmill_cli={level}"),
+            level => format!(
+                "error,rowmill={level},rowmill_engine={level},rowmill_cli={level},rowmill_cluster={level},\
+                 rowmill_scheduler={level},rowmill_executor={level}"
+            ),
         };
         let started = tracing_subscriber::fmt()
             .with_writer(std::io::stderr)

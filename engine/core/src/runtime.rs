@@ -12,11 +12,13 @@ use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::execution::{SessionState, SessionStateDefaults};
+use datafusion::optimizer::Optimizer;
 use datafusion::prelude::SessionConfig;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::calls::{Host, RunScope};
+use crate::elsewhere::Elsewhere;
 use crate::plan::planner::StepPlanner;
 use crate::sources::local_files::LocalFiles;
 use crate::sources::stores::StoreOptions;
@@ -107,17 +109,23 @@ impl Engine {
     /// A session of its own for one compilation: its catalog holds the workflow's names, and its clock stands still.
     /// With `spilling_joins`, joins sort and merge, which can spill, instead of hashing, which cannot.
     pub fn session(&self, spilling_joins: bool) -> SessionState {
-        self.session_with(spilling_joins, true, None)
+        self.session_with(spilling_joins, true, None, self.options.host.elsewhere.as_ref())
     }
 
     /// A session for a durable run that began at `started`: planned again, it gives the same rows in the same order,
     /// as far as they are made row by row.
     pub fn durable_session(&self, started: DateTime<Utc>) -> SessionState {
         // Batches that are dealt out to whoever is free come back in another order each time.
-        self.session_with(false, false, Some(started))
+        self.session_with(false, false, Some(started), None)
     }
 
-    fn session_with(&self, spilling_joins: bool, round_robin: bool, started: Option<DateTime<Utc>>) -> SessionState {
+    fn session_with(
+        &self,
+        spilling_joins: bool,
+        round_robin: bool,
+        started: Option<DateTime<Utc>>,
+        elsewhere: Option<&Arc<dyn Elsewhere>>,
+    ) -> SessionState {
         let mut config = SessionConfig::new()
             .with_target_partitions(self.options.partitions.max(1))
             .with_batch_size(self.options.batch_rows.max(1))
@@ -130,7 +138,12 @@ impl Engine {
         options.optimizer.enable_round_robin_repartition = round_robin;
         // Partitions that take files from each other read them in an order that hangs on time.
         options.execution.enable_file_stream_work_stealing = round_robin;
-        let mut state = SessionStateBuilder::new()
+        let mut rules = Vec::new();
+        if let Some(elsewhere) = elsewhere {
+            elsewhere.configure(&mut config);
+            rules = elsewhere.rules();
+        }
+        let mut builder = SessionStateBuilder::new()
             .with_config(config)
             .with_runtime_env(Arc::clone(&self.runtime))
             .with_default_features()
@@ -140,8 +153,12 @@ impl Engine {
                     .map(|function| (function.name().to_owned(), function))
                     .collect(),
             )
-            .with_query_planner(Arc::new(StepPlanner))
-            .build();
+            .with_query_planner(Arc::new(StepPlanner));
+        if !rules.is_empty() {
+            rules.extend(Optimizer::default().rules);
+            builder = builder.with_optimizer_rules(rules);
+        }
+        let mut state = builder.build();
         let options = Arc::clone(state.config().options());
         let properties = state.execution_props_mut();
         properties.mark_start_execution(options);

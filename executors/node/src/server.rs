@@ -87,9 +87,7 @@ impl ExecutorGrpc for TaskServer {
     async fn cancel_tasks(&self, request: Request<CancelTasksParams>) -> Result<Response<CancelTasksResult>, Status> {
         let mut cancelled = true;
         for task in request.into_inner().task_infos {
-            let ended =
-                self.executor.cancel_task(task.job_id.into(), task.stage_id as usize, task.task_id as usize).await;
-            cancelled &= ended.is_ok();
+            cancelled &= self.tasks.cancel(&task.job_id, task.stage_id, task.task_id).await;
         }
         Ok(Response::new(CancelTasksResult { cancelled }))
     }

@@ -10,7 +10,7 @@ use crate::support::{Process, local, on_cluster, options, query, session};
 /// A job that takes some seconds, so that there is something to disturb.
 const LONG: &str = "select count(*), sum(a.l_quantity) from lineitem a join lineitem b on a.l_suppkey = b.l_suppkey \
                     where a.l_linenumber < 4";
-const TINY: &str = "select count(*) from nation";
+const TINY: &str = "select count(*) from nation where n_nationkey > 3";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_executor_costs_no_result_and_no_slot() {

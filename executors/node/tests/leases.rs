@@ -108,7 +108,7 @@ async fn a_task_that_was_forgotten_goes_again() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let context = session().await;
-    let sql = "select count(*) from nation";
+    let sql = "select count(*) from nation where n_nationkey > 3";
     let asking = async { on_cluster(&scheduler, &context, sql).await };
     let helping = async {
         // The forgetful one is alone, so it gets the task.

@@ -57,6 +57,9 @@ pub struct AliveResponse {
     /// Tasks that the executor should stop: nobody waits for them.
     #[prost(message, repeated, tag = "1")]
     pub stop: Vec<RunningTask>,
+    /// Whether it holds what somebody will read: an executor that drains stays as long.
+    #[prost(bool, tag = "2")]
+    pub needed: bool,
 }
 
 /// Sends a sign of life.

@@ -24,6 +24,7 @@ use super::check_types::{Body, EdgeKind};
 use super::cut_segments::Root;
 use super::{Compiled, Inputs};
 use crate::calls::{Call, CallExec, RunScope, RunningStep};
+use crate::elsewhere::Part;
 use crate::plan::edge::{EdgeTable, Producer};
 use crate::plan::guarded::{Guard, GuardedNode};
 use crate::plan::meter::{Meter, MeterExec, MeterNode};
@@ -132,6 +133,12 @@ async fn plan_all(compiled: &Compiled, inputs: &Inputs, staged: &[StagedSink], s
             guard.begin(scope.folder.join(format!("{name}.ledger.arrow")), &scope.host.redactor)?;
         }
         let mut plan = state.query_planner().create_physical_plan(&logical, state).await?;
+        if let Some(elsewhere) = &scope.host.elsewhere {
+            let workflow = &compiled.workflow.name.value;
+            let last = segment.steps.last().or(segment.inputs.last()).map_or("", String::as_str);
+            let part = Part { name: &format!("{workflow}: {last}"), class: segment.class.as_str() };
+            plan = elsewhere.place(part, plan)?;
+        }
         let Root::Step(name) = &segment.root else {
             planned.roots.push(PlannedSink { root: segment.root.clone(), logical, plan });
             continue;
