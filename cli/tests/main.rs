@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod calls;
+mod cluster;
 mod corpus;
 mod examples;
 mod explain;

@@ -60,6 +60,10 @@ struct Book {
     claims: Claims,
     /// Attempts that executors name and no graph does, since when.
     strangers: HashMap<RunningTask, Instant>,
+    /// Jobs that run.
+    running: HashSet<String>,
+    /// Jobs that executors hold something of and that neither run nor are read, since when.
+    strange_jobs: HashMap<String, Instant>,
     /// Executors that hold what a running job has made.
     needed: HashSet<String>,
     /// Results that somebody may still read: the job and the executors that hold them.
@@ -111,7 +115,16 @@ impl Watch {
                 still.push(task);
             }
         }
-        AliveResponse { stop: still, needed: book.is_needed(&message.executor) }
+        let mut forget = Vec::new();
+        for job in message.held {
+            // A scheduler that was started anew knows nothing of the jobs of the one before.
+            if book.running.contains(&job) || book.results.contains_key(&job) {
+                book.strange_jobs.remove(&job);
+            } else if now.duration_since(*book.strange_jobs.entry(job.clone()).or_insert(now)) > lease {
+                forget.push(job);
+            }
+        }
+        AliveResponse { stop: still, needed: book.is_needed(&message.executor), forget }
     }
 
     /// The reports that are the first of their attempts.
@@ -206,8 +219,10 @@ impl Watch {
         {
             let mut book = self.book.lock();
             book.needed = needed;
+            book.strange_jobs.retain(|_, since| since.elapsed() < options.lease * 4);
             book.looked = Some(now);
             book.claims.forget(&running_jobs, now, &known);
+            book.running = running_jobs;
             book.draining.retain(|executor, _| known.contains(executor));
             book.stop.retain(|executor, _| known.contains(executor));
             let attempts = std::mem::take(&mut book.attempts);

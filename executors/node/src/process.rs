@@ -90,7 +90,8 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
     serve(&mut servers, task_router, task_listener);
     serve(&mut servers, flight_router, flight);
 
-    let mut member = Member { options: &options, metadata, tasks: &tasks, channel: None, draining: false };
+    let mut member =
+        Member { options: &options, metadata, tasks: &tasks, work_dir: &work_dir, channel: None, draining: false };
     member.join().await?;
     println!("executor {} joined: tasks on port {task_port}, results on port {flight_port}", options.name);
     let mut beats = tokio::time::interval(options.heartbeat);
@@ -143,6 +144,7 @@ struct Member<'a> {
     options: &'a Options,
     metadata: ExecutorRegistration,
     tasks: &'a Arc<Tasks>,
+    work_dir: &'a WorkDir,
     channel: Option<Channel>,
     draining: bool,
 }
@@ -199,10 +201,19 @@ impl Member<'_> {
         };
         let mut client = SchedulerGrpcClient::new(channel.clone());
         client.heart_beat_from_executor(message).await.map_err(|status| status.message().to_owned())?;
-        let message =
-            AliveRequest { executor: self.metadata.id.clone(), running: self.tasks.open(), draining: self.draining };
+        let message = AliveRequest {
+            executor: self.metadata.id.clone(),
+            running: self.tasks.open(),
+            draining: self.draining,
+            held: self.work_dir.jobs(),
+        };
         let answer = say_alive(channel.clone(), message).await.map_err(|status| status.message().to_owned())?;
         self.tasks.stop(answer.stop).await;
+        for job in answer.forget {
+            if let Err(error) = WorkDir::remove_job(self.work_dir.shuffle(), &job, &[]) {
+                tracing::warn!(job, "what is left of the job could not be removed: {error}");
+            }
+        }
         self.channel = Some(channel);
         Ok(answer.needed)
     }
@@ -264,7 +275,7 @@ fn registration(options: &Options, flight_port: u16, task_port: u16) -> Executor
 
 /// One environment for all tasks: clients and file metadata stay warm, memory is shared.
 fn runtime(options: &Options, work_dir: &WorkDir) -> Result<Arc<RuntimeEnv>, Error> {
-    let mut builder = RuntimeEnvBuilder::new().with_temp_file_path(work_dir.shuffle());
+    let mut builder = RuntimeEnvBuilder::new().with_temp_file_path(work_dir.spill());
     if let Some(stores) = &options.stores {
         builder = builder.with_object_store_registry(Arc::clone(stores));
     }

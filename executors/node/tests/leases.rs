@@ -96,8 +96,11 @@ async fn a_task_that_was_forgotten_goes_again() {
                 metadata: Some(metadata.clone()),
             };
             let _ = SchedulerGrpcClient::new(channel.clone()).heart_beat_from_executor(message).await;
-            let message =
-                AliveRequest { executor: name.clone(), running: Vec::new(), draining: drains.load(Ordering::SeqCst) };
+            let message = AliveRequest {
+                executor: name.clone(),
+                draining: drains.load(Ordering::SeqCst),
+                ..AliveRequest::default()
+            };
             let _ = say_alive(channel.clone(), message).await;
             tokio::time::sleep(Duration::from_millis(200)).await;
         }

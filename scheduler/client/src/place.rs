@@ -4,7 +4,7 @@
 //! expression that is not on it keeps its part of the plan here. And what is sent is decoded once here and must read as
 //! the original does, so that nothing is lost on the way.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use datafusion::common::tree_node::{Transformed, TreeNode as _, TreeNodeRecursion};
@@ -17,15 +17,18 @@ use datafusion::datasource::physical_plan::{
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::execution::TaskContext;
 use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::joins::NestedLoopJoinExec;
 use datafusion::physical_plan::repartition::RepartitionExec;
+use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties as _, Partitioning, displayable};
 use datafusion_proto::physical_plan::AsExecutionPlan;
 use datafusion_proto::protobuf::PhysicalPlanNode;
 use rowmill_engine::elsewhere::Part;
 use rowmill_engine::plan::meter::{Meter, MeterExec};
 use rowmill_engine::plan::streamed::StreamedExec;
+use rowmill_wire::class::{ClassExec, Demand};
 use rowmill_wire::codec::RowmillCodec;
 use rowmill_wire::step::CountExec;
 
@@ -130,21 +133,88 @@ fn leaf(cluster: &Cluster, part: Part<'_>, plan: &Arc<dyn ExecutionPlan>) -> Opt
     Some(Arc::new(ClusterExec::new(placed, cluster.clone())))
 }
 
-/// The plan with the plans of its streamed producers in the place of their leaves; `None` where one of them runs here or
-/// in another class.
+/// The plan with the plans of its streamed producers in the place of their leaves; `None` where one of them runs here, or
+/// where classes would meet in one stage.
 fn opened(plan: &Arc<dyn ExecutionPlan>, class: &str) -> Option<Arc<dyn ExecutionPlan>> {
     let mut elsewhere = true;
     let opened = Arc::clone(plan).transform_up(|node| {
         let Some(streamed) = node.downcast_ref::<StreamedExec>() else { return Ok(Transformed::no(node)) };
-        match streamed.input().downcast_ref::<ClusterExec>() {
-            Some(producer) if producer.class() == class => Ok(Transformed::yes(Arc::clone(producer.part()))),
-            _ => {
-                elsewhere = false;
-                Ok(Transformed::no(node))
-            }
-        }
+        let Some(producer) = streamed.input().downcast_ref::<ClusterExec>() else {
+            elsewhere = false;
+            return Ok(Transformed::no(node));
+        };
+        let part = Arc::clone(producer.part());
+        Ok(Transformed::yes(match producer.class() == class {
+            true => part,
+            false => handed_over(part, &Demand::plain(producer.class()))?,
+        }))
     });
-    opened.ok().filter(|_| elsewhere).map(|opened| opened.data)
+    let opened = opened.ok().filter(|_| elsewhere)?.data;
+    classes_agree(&opened).then_some(opened)
+}
+
+/// A part of another class, as the input of a consumer: its stages marked, and where its rows may come in any order and
+/// any partition, an exchange above them. Where they may not, the consumer's first operators run in the part's class.
+fn handed_over(part: Arc<dyn ExecutionPlan>, demand: &Demand) -> Result<Arc<dyn ExecutionPlan>> {
+    let (part, marked) = marked_below(part, demand)?;
+    let part = if marked { part } else { Arc::new(ClassExec::new(demand.clone(), part)) };
+    let partitioning = part.output_partitioning();
+    let many = partitioning.partition_count();
+    let any = matches!(partitioning, Partitioning::UnknownPartitioning(_) | Partitioning::RoundRobinBatch(_))
+        && part.output_ordering().is_none();
+    let schema = part.schema();
+    let columns: Vec<Arc<dyn PhysicalExpr>> = schema
+        .fields()
+        .iter()
+        .enumerate()
+        .filter(|(_, field)| field.data_type().is_integer() || field.data_type().is_string())
+        .map(|(at, field)| Arc::new(Column::new(field.name(), at)) as Arc<dyn PhysicalExpr>)
+        .collect();
+    if !any || many == 1 || columns.is_empty() {
+        return Ok(part);
+    }
+    Ok(Arc::new(RepartitionExec::try_new(part, Partitioning::Hash(columns, many))?))
+}
+
+/// Whether a node's children are stages of their own.
+fn is_exchange(node: &Arc<dyn ExecutionPlan>) -> bool {
+    node.downcast_ref::<RepartitionExec>().is_some()
+        || node.downcast_ref::<CoalescePartitionsExec>().is_some()
+        || node.downcast_ref::<SortPreservingMergeExec>().is_some()
+}
+
+/// The plan with every stage below its root's marked that was not; and whether the root's stage has a marker.
+fn marked_below(plan: Arc<dyn ExecutionPlan>, demand: &Demand) -> Result<(Arc<dyn ExecutionPlan>, bool)> {
+    let exchange = is_exchange(&plan);
+    let mut marked = plan.downcast_ref::<ClassExec>().is_some();
+    let mut children = Vec::new();
+    for child in plan.children() {
+        let (child, own) = marked_below(Arc::clone(child), demand)?;
+        children.push(match exchange && !own {
+            true => Arc::new(ClassExec::new(demand.clone(), child)) as Arc<dyn ExecutionPlan>,
+            false => child,
+        });
+        marked |= own && !exchange;
+    }
+    Ok((datafusion::physical_plan::replace_children_if_necessary(plan, children)?, marked))
+}
+
+/// Whether no stage of a plan is marked for two classes.
+fn classes_agree(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    fn walk(plan: &Arc<dyn ExecutionPlan>, agree: &mut bool) -> BTreeSet<Arc<str>> {
+        let mut found = BTreeSet::new();
+        for child in plan.children() {
+            found.append(&mut walk(child, agree));
+        }
+        if let Some(marker) = plan.downcast_ref::<ClassExec>() {
+            found.insert(Arc::clone(&marker.demand().class));
+        }
+        *agree &= found.len() <= 1;
+        if is_exchange(plan) { BTreeSet::new() } else { found }
+    }
+    let mut agree = true;
+    walk(plan, &mut agree);
+    agree
 }
 
 /// Whether every operator, source and expression of a plan is one that a cluster runs with the same result.
@@ -158,7 +228,7 @@ fn is_supported(plan: &Arc<dyn ExecutionPlan>) -> bool {
 }
 
 fn operator_is_supported(node: &Arc<dyn ExecutionPlan>) -> bool {
-    if node.downcast_ref::<MeterExec>().is_some() {
+    if node.downcast_ref::<MeterExec>().is_some() || node.downcast_ref::<ClassExec>().is_some() {
         return true;
     }
     if let Some(source) = node.downcast_ref::<DataSourceExec>() {

@@ -48,6 +48,17 @@ fn wanted(text: &str) -> Result<Wanted, Diagnostics> {
     Ok(wanted)
 }
 
+/// The classes of an executor: those that are said, and `memory` for one that serves `cpu`, where none is said to serve
+/// it: on one machine both have the same memory.
+fn served<'a>(classes: &'a str, wanted: &Wanted) -> Vec<&'a str> {
+    let said = wanted.iter().any(|(classes, _)| classes.split('+').any(|class| class == "memory"));
+    let mut served: Vec<&str> = classes.split('+').collect();
+    if !said && served.contains(&"cpu") {
+        served.push("memory");
+    }
+    served
+}
+
 pub(crate) async fn up(
     executors: &str,
     slots: Option<u32>,
@@ -96,7 +107,7 @@ async fn try_up(
                 continue;
             }
             let mut arguments = common("executor");
-            for class in classes.split('+') {
+            for class in served(classes, &wanted) {
                 arguments.extend(["--class".to_owned(), class.to_owned()]);
             }
             let work_dir = record.folder.join("work").join(&name).display().to_string();
@@ -202,6 +213,8 @@ mod tests {
     fn executors_are_counted_by_class() {
         assert_eq!(wanted("cpu=2,io").unwrap(), vec![("cpu".to_owned(), 2), ("io".to_owned(), 1)]);
         assert_eq!(wanted("cpu+io=1").unwrap(), vec![("cpu+io".to_owned(), 1)]);
+        assert_eq!(served("cpu+io", &wanted("cpu+io=1").unwrap()), ["cpu", "io", "memory"]);
+        assert_eq!(served("cpu", &wanted("cpu=1,memory=1").unwrap()), ["cpu"]);
         for wrong in ["", "cpu=0", "CPU=1", "cpu=x", "cpu=1,,io=1", "cpu=100000"] {
             assert!(wanted(wrong).is_err(), "{wrong}");
         }
