@@ -144,7 +144,7 @@ pub(crate) enum ClusterAction {
         #[command(flatten)]
         cluster: ClusterArguments,
         /// The folder of a cluster on this machine
-        #[arg(long, value_name = "FOLDER", conflicts_with = "cluster")]
+        #[arg(long, value_name = "FOLDER")]
         dir: Option<PathBuf>,
     },
     /// Stop the cluster that `up` started

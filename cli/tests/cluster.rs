@@ -96,7 +96,8 @@ fn orders(scratch: &Scratch) {
         text += &format!("{id},c{},{}.25,2026-01-{:02}\n", id % 97, id % 1_000, id % 28 + 1);
     }
     scratch.write("orders.csv", text);
-    let names: String = (0..90).map(|at| format!("{{\"customer\": \"c{at}\", \"country\": \"l{}\"}}\n", at % 7)).collect();
+    let names: String =
+        (0..90).map(|at| format!("{{\"customer\": \"c{at}\", \"country\": \"l{}\"}}\n", at % 7)).collect();
     scratch.write("customers.jsonl", names);
 }
 
@@ -201,9 +202,11 @@ fn a_cluster_refuses_strangers_and_says_why_it_does_not_come_up() {
     cluster.rowmill(&["run", "flow.yaml", "--cluster", "local", "--durable"]).fails(2, &["durable"]);
     cluster.rowmill(&["cluster", "up", "--executors", "GPU=1"]).fails(2, &["`GPU` is not a class"]);
     let token = cluster.scratch.path("state/cluster/token");
-    assert!(!std::fs::read_to_string(cluster.scratch.path("state/cluster/cluster.json")).unwrap().contains(
-        std::fs::read_to_string(&token).unwrap().trim()
-    ));
+    assert!(
+        !std::fs::read_to_string(cluster.scratch.path("state/cluster/cluster.json"))
+            .unwrap()
+            .contains(std::fs::read_to_string(&token).unwrap().trim())
+    );
     // A port that somebody has.
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();

@@ -106,9 +106,9 @@ impl Job {
                 }
                 if stage.output_links.is_empty() {
                     holders.insert(done.executor_id.clone());
-                    made.extend(done.partitions.iter().map(|file| {
-                        (done.executor_id.clone(), file.partition_id, file.file_id)
-                    }));
+                    made.extend(
+                        done.partitions.iter().map(|file| (done.executor_id.clone(), file.partition_id, file.file_id)),
+                    );
                 }
             }
             if covered.iter().any(|times| *times != 1) {
@@ -136,9 +136,9 @@ impl Job {
         let deadline = tokio::time::Instant::now() + STATE_WAIT;
         loop {
             let graph = self.jobs.get_execution_graph(&self.id).await?;
-            let ended = graph.as_ref().is_some_and(|graph| {
-                matches!(graph.status().status, Some(Status::Successful(_) | Status::Failed(_)))
-            });
+            let ended = graph
+                .as_ref()
+                .is_some_and(|graph| matches!(graph.status().status, Some(Status::Successful(_) | Status::Failed(_))));
             if ended || tokio::time::Instant::now() > deadline {
                 return Ok(graph);
             }

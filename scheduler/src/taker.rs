@@ -50,7 +50,7 @@ impl TakesJobs for Taker {
             let following = SpawnedTask::spawn(follow(job, sender));
             let progress = futures::stream::unfold((receiver, following), |(mut receiver, following)| async move {
                 let event = receiver.recv().await?;
-                Some((Ok(Progress { event: Some(event) }), (receiver, following)))
+                Some((Ok::<_, Status>(Progress { event: Some(event) }), (receiver, following)))
             });
             Ok(progress.boxed() as ProgressStream)
         })
@@ -86,13 +86,18 @@ async fn follow(mut job: Job, client: mpsc::Sender<Event>) {
         return;
     }
     let mut beats = tokio::time::interval(BEAT);
-    let outcome = loop {
-        tokio::select! {
-            outcome = job.wait() => break outcome,
-            () = client.closed() => return,
-            _ = beats.tick() => {
-                // A client that does not read still lives as long as its connection.
-                let _ = client.try_send(Event::Beat(true));
+    let outcome = {
+        // One wait to the end: begun again it would miss the end that it has heard of.
+        let waiting = job.wait();
+        tokio::pin!(waiting);
+        loop {
+            tokio::select! {
+                outcome = &mut waiting => break outcome,
+                () = client.closed() => return,
+                _ = beats.tick() => {
+                    // A client that does not read still lives as long as its connection.
+                    let _ = client.try_send(Event::Beat(true));
+                }
             }
         }
     };

@@ -194,7 +194,7 @@ impl Tasks {
     /// A failure as Ballista sorts it. One that would come again each time is told in our words.
     fn failed(&self, error: BallistaError) -> FailedTask {
         let told = match (&self.describe, &error) {
-            (Some(describe), BallistaError::DataFusionError(error)) => Some(describe(error)),
+            (Some(describe), BallistaError::DataFusionError(error)) => Some(describe(error.as_ref())),
             _ => None,
         };
         let mut failed = FailedTask::from(error);

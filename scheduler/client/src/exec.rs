@@ -8,13 +8,13 @@ use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{DataFusionError, Result, Statistics, internal_err};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
-use datafusion::physical_plan::execution_plan::ReplaceChildrenOptions;
+use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, ReplaceChildrenOptions};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties, StatisticsArgs, StatisticsContext,
     displayable,
 };
-use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use futures::{StreamExt as _, TryStreamExt as _};
 use rowmill_engine::plan::meter::Meter;
 use tokio::sync::OnceCell;
 
@@ -56,17 +56,11 @@ impl ClusterExec {
             _ => EquivalenceProperties::new(placed.plan.schema()),
         };
         let partitioning = Partitioning::UnknownPartitioning(partitions);
-        let properties = PlanProperties::new(equivalence, partitioning, own.emission_type, own.boundedness);
+        let properties = PlanProperties::new(equivalence, partitioning, EmissionType::Final, Boundedness::Bounded);
         let statistics = StatisticsContext::new()
             .compute(placed.plan.as_ref(), &StatisticsArgs::new())
             .unwrap_or_else(|_| Arc::new(Statistics::new_unknown(&placed.plan.schema())));
-        Self {
-            placed: Arc::new(placed),
-            cluster,
-            properties: Arc::new(properties),
-            statistics,
-            result: Arc::default(),
-        }
+        Self { placed: Arc::new(placed), cluster, properties: Arc::new(properties), statistics, result: Arc::default() }
     }
 
     /// The part that runs elsewhere.
@@ -130,8 +124,7 @@ impl ExecutionPlan for ClusterExec {
         let partitions = self.properties.output_partitioning().partition_count();
         let rows = async move {
             // Whoever reads first has the part run; the others wait for that.
-            let run = || cluster.run(&placed, partitions, &context).map(|result| Ok::<_, DataFusionError>(result));
-            match result.get_or_try_init(run).await? {
+            match result.get_or_init(|| cluster.run(&placed, partitions, &context)).await {
                 Ok(result) => result.rows(partition),
                 Err(error) => Err(DataFusionError::Shared(Arc::clone(error))),
             }

@@ -279,10 +279,7 @@ fn is_volatile(node: &Arc<dyn ExecutionPlan>) -> bool {
 }
 
 /// The plan as it is sent: boundaries of steps count for themselves.
-fn to_send(
-    plan: Arc<dyn ExecutionPlan>,
-    meters: &mut HashMap<Arc<str>, Arc<Meter>>,
-) -> Result<Arc<dyn ExecutionPlan>> {
+fn to_send(plan: Arc<dyn ExecutionPlan>, meters: &mut HashMap<Arc<str>, Arc<Meter>>) -> Result<Arc<dyn ExecutionPlan>> {
     plan.transform_up(|node| {
         let Some(boundary) = node.downcast_ref::<MeterExec>() else { return Ok(Transformed::no(node)) };
         meters.insert(Arc::clone(boundary.step()), Arc::clone(boundary.meter()));

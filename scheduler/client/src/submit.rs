@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use ballista_core::extension::{SessionConfigExt as _, SessionConfigHelperExt as _};
 use ballista_core::optimizer::NotInSubqueryRewrite;
-use datafusion::arrow::array::{RecordBatch, RecordBatchOptions};
 use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use datafusion::common::{DataFusionError, Result};
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 use datafusion::execution::{SendableRecordBatchStream, SpillFile, TaskContext};
@@ -76,12 +76,18 @@ impl Elsewhere for Cluster {
     fn configure(&self, config: &mut SessionConfig) {
         // What one process shares among the operators of a plan does not reach from stage to stage, and what hangs on
         // who comes first is not the same when a task goes again.
+        let before = Arc::clone(config.options());
         let own = std::mem::take(config).upgrade_for_ballista();
         *config = own
             .with_target_partitions(self.inner.options.partitions.max(1))
             .with_round_robin_repartition(false)
             .with_ballista_physical_extension_codec(RowmillCodec::shared());
-        config.options_mut().execution.enable_file_stream_work_stealing = false;
+        let options = config.options_mut();
+        options.execution.enable_file_stream_work_stealing = false;
+        // Columns are of the types that they have here, and joins are those that were asked for.
+        options.execution.parquet.schema_force_view_types = before.execution.parquet.schema_force_view_types;
+        options.sql_parser.map_string_types_to_utf8view = before.sql_parser.map_string_types_to_utf8view;
+        options.optimizer.prefer_hash_join = before.optimizer.prefer_hash_join;
     }
 
     fn rules(&self) -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
@@ -215,10 +221,8 @@ impl Cluster {
             Err(ConnectError::Refused(why)) => return Err(refused(why)),
         };
         let pairs = context.session_config().to_key_value_pairs();
-        let settings = pairs
-            .into_iter()
-            .filter_map(|pair| Some(Setting { key: pair.key, value: pair.value? }))
-            .collect();
+        let settings =
+            pairs.into_iter().filter_map(|pair| Some(Setting { key: pair.key, value: pair.value? })).collect();
         let request = SubmitRequest {
             name: placed.name.clone(),
             plan: placed.bytes.clone(),
@@ -420,10 +424,10 @@ impl Kept {
     fn rows(&self, schema: &SchemaRef) -> SendableRecordBatchStream {
         let spill = self.spill.clone();
         let rows = futures::stream::iter(self.pieces.clone()).flat_map(move |piece| match piece {
-            Piece::Batch(batch) => futures::stream::once(async { Ok(batch) }).boxed(),
+            Piece::Batch(batch) => futures::stream::once(async move { Ok(batch) }).boxed(),
             Piece::Spilled(file) => match spill.read_spill_as_stream(file, None) {
                 Ok(rows) => rows.boxed(),
-                Err(error) => futures::stream::once(async { Err(error) }).boxed(),
+                Err(error) => futures::stream::once(async move { Err(error) }).boxed(),
             },
         });
         Box::pin(RecordBatchStreamAdapter::new(Arc::clone(schema), rows.boxed()))

@@ -54,18 +54,9 @@ impl ResultFile {
         let partition = self.location.partition_id.clone().ok_or_else(missing)?;
         let port = u16::try_from(executor.port).map_err(|_| missing())?;
         let endpoint = Arc::new(BallistaConfigGrpcEndpoint::new(handshake.override_fn()));
-        let mut client = BallistaClient::try_new(
-            &executor.host,
-            port,
-            MESSAGE_BYTES,
-            false,
-            Some(endpoint),
-            RETRIES,
-            WAIT_MS,
-            0,
-            0,
-        )
-        .await?;
+        let mut client =
+            BallistaClient::try_new(&executor.host, port, MESSAGE_BYTES, false, Some(endpoint), RETRIES, WAIT_MS, 0, 0)
+                .await?;
         client.fetch_partition(&executor.id, &partition.into(), self.location.file_id, layout, false).await
     }
 }

@@ -146,7 +146,8 @@ impl ExecutionPlan for CountExec {
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let in_step = |source| in_step(&self.step, source);
         let input = self.input.execute(partition, context).map_err(in_step)?;
-        let count = |prefix: &str| MetricBuilder::new(&self.metrics).counter(format!("{prefix}{}", self.step), partition);
+        let count =
+            |prefix: &str| MetricBuilder::new(&self.metrics).counter(format!("{prefix}{}", self.step), partition);
         Ok(Box::pin(CountStream {
             input,
             step: Arc::clone(&self.step),
@@ -195,11 +196,7 @@ pub fn find(error: &DataFusionError) -> Option<&InStep> {
         if let Some(found) = error.downcast_ref::<InStep>() {
             return Some(found);
         }
-        source = match error.downcast_ref::<DataFusionError>() {
-            Some(DataFusionError::External(inner)) => Some(inner.as_ref()),
-            Some(DataFusionError::Shared(inner)) => Some(inner.as_ref()),
-            _ => error.source(),
-        };
+        source = error.source();
     }
     None
 }
@@ -220,9 +217,8 @@ impl Stream for CountStream {
             Poll::Ready(Some(Ok(batch))) => {
                 self.rows.add(batch.num_rows());
                 self.batches.add(1);
-                let sliced = |column: &datafusion::arrow::array::ArrayRef| {
-                    column.to_data().get_slice_memory_size().unwrap_or(0)
-                };
+                let sliced =
+                    |column: &datafusion::arrow::array::ArrayRef| column.to_data().get_slice_memory_size().unwrap_or(0);
                 self.bytes.add(batch.columns().iter().map(sliced).sum());
                 Poll::Ready(Some(Ok(batch)))
             }

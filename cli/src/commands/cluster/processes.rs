@@ -196,7 +196,8 @@ mod tests {
     #[test]
     fn a_process_is_known_by_when_it_began() {
         let own = i32::try_from(std::process::id()).unwrap();
-        let mut started = Started { name: "test".to_owned(), arguments: Vec::new(), pid: own, began: began(own).unwrap() };
+        let mut started =
+            Started { name: "test".to_owned(), arguments: Vec::new(), pid: own, began: began(own).unwrap() };
         assert!(started.lives());
         started.began += 1;
         assert!(!started.lives(), "another process of the same id");
