@@ -14,6 +14,7 @@ use ballista_scheduler::scheduler_process::create_scheduler;
 use ballista_scheduler::scheduler_server::event::SubmitPlan;
 use ballista_scheduler::state::execution_stage::ExecutionStage;
 use datafusion::execution::context::SessionContext;
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionConfig;
 use datafusion_proto::physical_plan::AsExecutionPlan;
@@ -90,6 +91,8 @@ pub(crate) struct Core {
     jobs: Arc<dyn JobState>,
     watch: Arc<Watch>,
     handshake: Handshake,
+    /// One environment for all plans that are read.
+    pub(crate) runtime: Arc<RuntimeEnv>,
 }
 
 impl Scheduler {
@@ -108,8 +111,18 @@ impl Scheduler {
         let joined = BallistaCluster::new(cluster.clone(), jobs.clone());
         let server: Server = create_scheduler(joined, config).await?;
         let watch = Arc::new(Watch::default());
-        let handshake = options.handshake.clone();
-        let core = Core { server: server.clone(), cluster: cluster.clone(), jobs, watch: watch.clone(), handshake };
+        let mut runtime = RuntimeEnvBuilder::new();
+        if let Some(stores) = &options.stores {
+            runtime = runtime.with_object_store_registry(Arc::clone(stores));
+        }
+        let core = Core {
+            server: server.clone(),
+            cluster: cluster.clone(),
+            jobs,
+            watch: watch.clone(),
+            handshake: options.handshake.clone(),
+            runtime: runtime.build_arc()?,
+        };
         let handshake = core.handshake.clone();
         let intake = SchedulerGrpcServer::new(Intake::new(server.clone(), watch.clone()))
             .max_decoding_message_size(MESSAGE_BYTES)

@@ -73,7 +73,7 @@ async fn begin(core: &Core, request: SubmitRequest) -> Result<Job, Status> {
         .collect();
     let demand = Demand { class: request.class.as_str().into(), slots: request.slots.max(1) };
     let config = session_config().update_from_key_value_pair(&settings).with_extension(Arc::new(demand));
-    let context = Arc::new(SessionContext::new_with_config(config));
+    let context = Arc::new(SessionContext::new_with_config_rt(config, Arc::clone(&core.runtime)));
     let plan = PhysicalPlanNode::try_decode(&request.plan)
         .and_then(|plan| plan.try_into_physical_plan(&context.task_ctx(), RowmillCodec::shared().as_ref()))
         .map_err(|error| refuse(format!("the plan cannot be read: {error}")))?;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rowmill_engine::sources::stores::StoreOptions;
 use rowmill_wire::handshake::Handshake;
 
 /// The port of a scheduler where nothing else is said.
@@ -16,6 +17,8 @@ pub struct Options {
     pub handshake: Handshake,
     /// Partitions that plans aim at.
     pub partitions: usize,
+    /// Settings of object stores, to read plans with; none of them is sent.
+    pub stores: StoreOptions,
     /// How long a cluster may give no sign of life, or lose the same part of a plan again and again, before the run
     /// fails.
     pub patience: Duration,

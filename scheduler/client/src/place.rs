@@ -99,8 +99,10 @@ fn may_stand_apart(parent: &Arc<dyn ExecutionPlan>, child: &Arc<dyn ExecutionPla
     }
     let mixes = parent.downcast_ref::<CoalescePartitionsExec>().is_some()
         || parent.downcast_ref::<RepartitionExec>().is_some_and(|exchange| !exchange.preserve_order());
+    // A writer counts what it was given, in whatever order where it asks for none.
+    let writes = parent.name() == "DataSinkExec" && parent.required_input_ordering().iter().all(Option::is_none);
     let unknown = matches!(partitioning, Partitioning::UnknownPartitioning(_) | Partitioning::RoundRobinBatch(_));
-    mixes || (unknown && child.output_ordering().is_none())
+    mixes || writes || (unknown && child.output_ordering().is_none())
 }
 
 /// Whether there is more to do than to read: what only reads is as well read here.

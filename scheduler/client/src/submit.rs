@@ -10,6 +10,7 @@ use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use datafusion::common::{DataFusionError, Result};
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::{SendableRecordBatchStream, SpillFile, TaskContext};
 use datafusion::optimizer::OptimizerRule;
 use datafusion::physical_plan::ExecutionPlan;
@@ -31,6 +32,7 @@ use crate::exec::Placed;
 use crate::failure;
 use crate::options::Options;
 use crate::place::place;
+use crate::stores::Stores;
 
 /// Silence after which a scheduler is taken as gone.
 const SILENCE: Duration = Duration::from_secs(4 * BEAT.as_secs());
@@ -111,10 +113,15 @@ enum Ended {
 
 impl Cluster {
     /// A connection with these options; nothing is sent yet.
-    pub fn new(options: Options) -> Self {
+    ///
+    /// # Errors
+    /// DataFusion's, when it has no place for temporary files.
+    pub fn try_new(options: Options) -> Result<Self> {
+        let stores = Arc::new(Stores::new(options.stores.clone()));
+        let runtime = RuntimeEnvBuilder::new().with_object_store_registry(stores).build_arc()?;
         let config = SessionConfig::new_with_ballista();
-        let context = SessionContext::new_with_config(config).task_ctx();
-        Self { inner: Arc::new(Inner { options, channel: Mutex::new(None), context }) }
+        let context = SessionContext::new_with_config_rt(config, runtime).task_ctx();
+        Ok(Self { inner: Arc::new(Inner { options, channel: Mutex::new(None), context }) })
     }
 
     /// What decodes plans here as executors will.

@@ -5,13 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rowmill::Diagnostics;
-use rowmill_cluster::{Cluster, ConnectError, Options};
-use rowmill_wire::handshake::Handshake;
+use rowmill_cluster::ConnectError;
 use rowmill_wire::name::check_class;
 use rustix::process::Signal;
 
 use super::processes::{Record, prepare};
-use super::{environment, show, token, usage};
+use super::{connection, environment, show, token, usage};
 use crate::exit;
 use crate::output::failure;
 use crate::settings::Settings;
@@ -116,7 +115,7 @@ async fn try_up(
             record.start(&name, arguments)?;
         }
     }
-    await_health(&record).await?;
+    await_health(&record, settings).await?;
     if settings.is_json() {
         println!("{}", serde_json::json!({"address": record.address, "token_file": token_file}));
     } else {
@@ -135,13 +134,9 @@ fn free_address(port: u16) -> Result<SocketAddr, Diagnostics> {
 }
 
 /// Waits until every executor that was started has joined. One that ended says why in its log.
-async fn await_health(record: &Record) -> Result<(), Diagnostics> {
-    let cluster = Cluster::new(Options {
-        schedulers: vec![record.address.clone()],
-        handshake: Handshake::new(token(Some(&record.token_file()))?),
-        partitions: 1,
-        patience: START,
-    });
+async fn await_health(record: &Record, settings: &Settings) -> Result<(), Diagnostics> {
+    let token = token(Some(&record.token_file()))?;
+    let cluster = connection(vec![record.address.clone()], token, 1, settings)?;
     let began = Instant::now();
     let executors = record.processes.iter().filter(|process| process.name != SCHEDULER).count();
     loop {

@@ -72,12 +72,21 @@ pub(crate) fn open(arguments: &ClusterArguments, settings: &Settings) -> Result<
     };
     let help = "write --cluster HOST:PORT, or --cluster local for one that `rowmill cluster up` started";
     let schedulers = parse_address(&address).map_err(|error| usage(error.to_string(), help))?;
-    Ok(Some(Cluster::new(Options {
-        schedulers,
-        handshake: Handshake::new(token),
-        partitions: settings.config().execution.partitions.unwrap_or_else(|| settings.threads()).max(2),
-        patience: PATIENCE,
-    })))
+    let partitions = settings.config().execution.partitions.unwrap_or_else(|| settings.threads()).max(2);
+    connection(schedulers, token, partitions, settings).map(Some)
+}
+
+/// A connection to these schedulers.
+fn connection(
+    schedulers: Vec<String>,
+    token: Token,
+    partitions: usize,
+    settings: &Settings,
+) -> Result<Cluster, Diagnostics> {
+    let stores = settings.session_options()?.stores;
+    let handshake = Handshake::new(token);
+    Cluster::try_new(Options { schedulers, handshake, partitions, stores, patience: PATIENCE })
+        .map_err(|error| rowmill::Session::report(&error))
 }
 
 /// Ends when SIGTERM or Ctrl-C comes.

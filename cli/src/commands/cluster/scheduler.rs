@@ -1,7 +1,9 @@
 //! `rowmill scheduler`
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use rowmill_cluster::stores::Stores;
 use rowmill_scheduler::{Options, Scheduler};
 use rowmill_wire::handshake::Handshake;
 
@@ -17,7 +19,12 @@ pub(crate) async fn scheduler(arguments: &SchedulerArguments, settings: &Setting
         Ok(token) => token,
         Err(reports) => return refuse(reports),
     };
+    let stores = match settings.session_options() {
+        Ok(session) => Stores::new(session.stores),
+        Err(reports) => return refuse(reports),
+    };
     let options = Options {
+        stores: Some(Arc::new(stores)),
         listen: arguments.listen,
         host: arguments.host.clone().unwrap_or_else(|| arguments.listen.ip().to_string()),
         queue_timeout: Duration::from_secs(arguments.queue_timeout_s),
