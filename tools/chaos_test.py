@@ -159,6 +159,14 @@ def send(pid: int, what: signal.Signals) -> None:
         pass
 
 
+def lives(pid: int) -> bool:
+    """Whether a process is there and not a zombie."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 def disturb(cluster: Cluster, fault: str, chance: random.Random) -> str:
     """Does one fault; gives what was done in words."""
     processes = cluster.processes()
@@ -258,9 +266,8 @@ def round_of(cluster: Cluster, number: int, fault: str, chance: random.Random, r
     if fault == "drain":
         # What drains ends by itself, and is started again then.
         deadline = time.monotonic() + 60
-        while any(not pathlib.Path(f"/proc/{pid}").exists() for pid in cluster.processes().values()) is False:
-            if time.monotonic() > deadline or run.poll() is not None:
-                break
+        while all(map(lives, cluster.processes().values())) and run.poll() is None:
+            require(time.monotonic() < deadline, f"{what} and it stays")
             time.sleep(0.1)
     cluster.up()
     report = read_to_end(run, undisturbed_s + LIMIT_S, f"the run ({what})")

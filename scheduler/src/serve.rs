@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ballista_core::JobId;
 use ballista_core::config::TaskSchedulingPolicy;
@@ -41,6 +42,8 @@ use crate::placement::{job_demand, taken_slots};
 use crate::taker::Taker;
 use crate::watch::{Server, Watch};
 
+/// How often a silent connection is asked whether it lives, and how long the answer may take.
+const KEEPALIVE: Duration = Duration::from_secs(15);
 /// Room for a job's status changes until somebody reads them.
 const UPDATES: usize = 64;
 
@@ -132,6 +135,9 @@ impl Scheduler {
         let alive = AliveServer::new(Arc::new(move |message| hearing.0.hear(&hearing.1, message, lease)));
         let jobs = JobsServer::new(Arc::new(Taker::new(core.clone())));
         let serving = tonic::transport::Server::builder()
+            // A client that was stopped keeps its connection open and must not keep its jobs for ever.
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE))
             .add_service(InterceptedService::new(intake, handshake.clone()))
             .add_service(InterceptedService::new(jobs, handshake.clone()))
             .add_service(InterceptedService::new(alive, handshake))

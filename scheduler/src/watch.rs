@@ -365,7 +365,7 @@ impl Watch {
 
 /// Has the executors remove what a job wrote.
 pub(crate) async fn clean(server: &Server, job: &JobId) {
-    let message = CleanJobDataParams { job_id: job.to_string() };
+    let message = CleanJobDataParams { job_id: job.to_string(), remove_stage_ids: Vec::new() };
     if let Err(error) = SchedulerGrpc::clean_job_data(server, tonic::Request::new(message)).await {
         tracing::warn!(job = %job, "the job's files could not be removed: {error}");
     }

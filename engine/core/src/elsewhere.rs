@@ -40,7 +40,7 @@ pub trait Elsewhere: fmt::Debug + Send + Sync {
 
 /// An error that was reported where it happened, on its way to the run.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{}", report.message)]
+#[error("{}", .report.message)]
 pub struct Reported {
     /// The report.
     pub report: Diagnostic,

@@ -60,7 +60,7 @@ impl ExecutorGrpc for Forgetful {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_that_was_forgotten_goes_again() {
     let mut options = options();
-    options.lease = Duration::from_secs(1);
+    options.lease = Duration::from_secs(2);
     let scheduler = Scheduler::start(options).await.unwrap();
     let taken = Arc::new(AtomicUsize::new(0));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

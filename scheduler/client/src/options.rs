@@ -6,7 +6,7 @@ use rowmill_engine::sources::stores::StoreOptions;
 use rowmill_wire::handshake::Handshake;
 
 /// The port of a scheduler where nothing else is said.
-pub const DEFAULT_PORT: u16 = 7_780;
+pub(crate) const DEFAULT_PORT: u16 = 7_780;
 
 /// Options of a connection to a cluster.
 #[derive(Debug, Clone)]

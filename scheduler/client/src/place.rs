@@ -17,7 +17,7 @@ use datafusion::datasource::physical_plan::{
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::execution::TaskContext;
 use datafusion::physical_expr::PhysicalExpr;
-use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::expressions::{Column, DynamicFilterPhysicalExpr};
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::joins::NestedLoopJoinExec;
 use datafusion::physical_plan::repartition::RepartitionExec;
@@ -273,6 +273,10 @@ fn is_volatile(node: &Arc<dyn ExecutionPlan>) -> bool {
     let mut volatile = false;
     let walked = node.apply_expressions(&mut |expression: &Arc<dyn PhysicalExpr>| {
         expression.apply(|inner| {
+            // A filter that a sort makes for itself as it goes; it leaves out only what cannot come into the result.
+            if inner.downcast_ref::<DynamicFilterPhysicalExpr>().is_some() {
+                return Ok(TreeNodeRecursion::Jump);
+            }
             volatile |= inner.is_volatile_node();
             Ok(TreeNodeRecursion::Continue)
         })
