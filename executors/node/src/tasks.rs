@@ -12,6 +12,8 @@ use ballista_core::serde::protobuf::{
 use ballista_core::serde::scheduler::{TaskDefinition, TaskKey};
 use ballista_executor::execution_engine::{ExecutionEngine, QueryStageExecutor};
 use ballista_executor::executor::Executor;
+use datafusion::arrow::error::ArrowError;
+use datafusion::common::DataFusionError;
 use datafusion::execution::TaskContext;
 use parking_lot::Mutex;
 use rowmill_wire::MESSAGE_BYTES;
@@ -193,6 +195,10 @@ impl Tasks {
 
     /// A failure as Ballista sorts it. One that would come again each time is told in our words.
     fn failed(&self, error: BallistaError) -> FailedTask {
+        if broke_off(&error) {
+            // Tried again, it finds out that the executor is gone, which Ballista knows to mend.
+            return FailedTask::from(BallistaError::IoError(std::io::Error::other(error.to_string())));
+        }
         let told = match (&self.describe, &error) {
             (Some(describe), BallistaError::DataFusionError(error)) => Some(describe(error.as_ref())),
             _ => None,
@@ -278,6 +284,23 @@ impl Tasks {
         let channel = connect(&self.handshake, scheduler).await?;
         self.schedulers.lock().insert(scheduler.to_owned(), channel.clone());
         Ok(channel)
+    }
+}
+
+/// Whether the way to another executor broke off in the middle. Ballista sees that while it reads rows, and not while it
+/// reads what stands before them.
+fn broke_off(error: &BallistaError) -> bool {
+    match error {
+        BallistaError::TonicError(_)
+        | BallistaError::GrpcError(_)
+        | BallistaError::GrpcConnectionError(_)
+        | BallistaError::GrpcActionError(_) => true,
+        BallistaError::ArrowError(error) => matches!(error.as_ref(), ArrowError::IpcError(_)),
+        BallistaError::DataFusionError(error) => match error.find_root() {
+            DataFusionError::External(inner) => inner.downcast_ref::<BallistaError>().is_some_and(broke_off),
+            _ => false,
+        },
+        _ => false,
     }
 }
 
