@@ -40,9 +40,9 @@ import time
 import traceback
 
 FAULTS = ("executor", "executors", "scheduler", "both", "sleep", "sleeper", "drain")
-# Longer than the scheduler's patience with a silent executor (3 s), its lease of an attempt (10 s) and the client's
+# Longer than the scheduler's lease of an attempt (10 s), its patience with a silent executor (15 s) and the client's
 # patience with a silent scheduler (8 s).
-SLEEP_S = 12.0
+SLEEP_S = 17.0
 # What a run may take beyond its undisturbed time, whatever happens to it.
 LIMIT_S = 90.0
 

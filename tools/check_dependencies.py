@@ -38,7 +38,8 @@ MAY_USE = {
         "rowmill-cache", "rowmill-features",
     },
     "rowmill": {
-        "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-items", "rowmill-gpu",
+        "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-items",
+        "rowmill-cache", "rowmill-gpu",
         "rowmill-step-http", "rowmill-step-lookup", "rowmill-step-command",
     },
     "rowmill-cli": {

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
+from kill_service import is_refused
 from kill_workflow import ROW_WISE, Journal, Place, Run, kill, require
 
 # The lease of a run (30 s) and a little more.
@@ -329,6 +330,57 @@ def collected(tools: Tools) -> str:
     return ""
 
 
+def retried(tools: Tools) -> str:
+    """`retry` after the service was mended, killed and gone on with: only what failed, or changed, is called."""
+    run, service = Run(tools.place, "retried"), tools.place.service
+    run.finish(run.begin(), (3,))
+    refused = sum(times for item, times in tools.place.items.items() if is_refused(item))
+    require(refused > 5, f"{refused} items were refused")
+    first = len(service.calls)
+    charged = {call.body for call in service.calls if call.method == "POST" and call.status == 200}
+    kills = 0
+    try:
+        service.mended = True
+        words = ("retry", "last", "--option", "output.progress=none")
+        process = run.start(*words)
+        for seconds in (0.2, 0.35, 0.5, 0.8):
+            if not kill(process, seconds):
+                break
+            kills += 1
+            service.drained()
+            known = run.ask("show", "last")[0]["run"]
+            if known["version"] == 2 and known["status"].startswith("succeeded"):
+                process = None
+                break
+            process = run.start(*words) if known["version"] == 1 else run.resume()
+        if process is not None:
+            run.finish(process)
+        require(kills > 0, "no kill hit the retry")
+        again = service.calls[first:]
+        gets = [call for call in again if call.method == "GET"]
+        require(all(is_refused(int(call.path.rsplit("/", 1)[1])) for call in gets), "an item that was ok was asked again")
+        require(len([call for call in gets if call.is_final]) >= refused, "not all that failed was tried again")
+        sent = [call.body for call in again if call.method == "POST"]
+        require(bool(sent) and not charged & set(sent), "a call was repeated that was answered")
+        require(len(sent) == len(set(sent)), "a `once` call was sent twice")
+        rows = {name: run.output(name) for name in ROW_WISE}
+        wide = collections.Counter((run.output("wide.csv") or b"").decode().splitlines())
+        unknown = {str(json.loads(row["item"])["grp"]) for row in run.ask("items", "last", "--status", "unknown")}
+        run.close()
+        # The same as if the service had been whole from the start.
+        other = Run(tools.place, "mended")
+        other.finish(other.begin(), (0,))
+        for name, found in rows.items():
+            require(found == other.output(name), f"{name} differs from that of a run without failures")
+        expected = collections.Counter((other.output("wide.csv") or b"").decode().splitlines())
+        expected = collections.Counter({row: n for row, n in expected.items() if row.split(",")[0] not in unknown})
+        require(wide == expected, f"wide.csv: {list(((wide - expected) + (expected - wide)).items())[:5]}")
+        other.close()
+    finally:
+        service.mended = False
+    return f"{refused} items tried again, {kills} kills, {len(unknown)} unknown"
+
+
 def order(tools: Tools) -> str:
     """Files are on disk, and their names, before the journal speaks of them: watched from outside, by strace."""
     if not shutil.which("strace"):
@@ -355,15 +407,19 @@ def order(tools: Tools) -> str:
             kind, path = open_calls.pop(thread, ("", ""))
             if kind in ("fsync", "fdatasync"):
                 synced.setdefault(path, []).append(line)
+            elif kind in ("mkdir", "mkdirat") and call.endswith("= 0"):
+                made[path] = line
             continue
         kind, _, rest = call.partition("(")
-        path = rest.partition("<")[2].partition(">")[0]
+        making = kind in ("mkdir", "mkdirat") and str(root) in rest
+        path = rest.split('"')[1] if making else rest.partition("<")[2].partition(">")[0]
         if call.endswith("<unfinished ...>"):
             open_calls[thread] = (kind, path)
         elif kind in ("fsync", "fdatasync"):
             synced.setdefault(path, []).append(line)
-        if kind in ("mkdir", "mkdirat") and str(root) in rest:
-            made[rest.split('"')[1]] = line
+        # One that was there already is not made again.
+        if making and call.endswith("= 0"):
+            made[path] = line
         if kind in ("write", "pwrite64"):
             written[path] = line
             if path.endswith("runs.db-wal"):
@@ -396,6 +452,7 @@ MODES: dict[str, Callable[[Tools], str]] = {
     "cancelled": cancelled,
     "changed": changed,
     "collected": collected,
+    "retried": retried,
     "order": order,
     "expired": expired,
 }

@@ -18,10 +18,15 @@ def number(*parts) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=6).digest(), "big")
 
 
-def enriched(item: int):
+def is_refused(item: int) -> bool:
+    """Whether the service says no to an item, as long as it is not mended."""
+    return number("enrich", item) % 100 == 0
+
+
+def enriched(item: int, mended: bool = False):
     """What the service knows of an item: a status and an answer."""
     roll = number("enrich", item) % 100
-    if roll == 0:
+    if roll == 0 and not mended:
         return 422, {"error": "this item is refused"}
     if roll == 1:
         return 404, {}
@@ -56,6 +61,8 @@ class Service:
     connections: int = 0
     port: int = 0
     asked: dict = field(default_factory=dict)
+    # Whether items are answered that were refused before.
+    mended: bool = False
 
     def start(self) -> None:
         ready = threading.Event()
@@ -120,7 +127,7 @@ class Service:
             trouble = number("trouble", item) % 40
             if before == 1 and trouble < 2:
                 return (503, 429)[trouble], {}, seconds
-            return *enriched(item), seconds
+            return *enriched(item, self.mended), seconds
         if call.method == "POST" and call.path == "/charge":
             sent = json.loads(call.body)
             before = self.asked[sent["grp"]] = self.asked.get(sent["grp"], 0) + 1

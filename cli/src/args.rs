@@ -187,6 +187,14 @@ pub(crate) enum Command {
         #[arg(long)]
         restart: bool,
     },
+    /// Try the items of a finished durable run again that failed, and publish another version of its result
+    Retry {
+        /// The run: its id, the beginning of it, or `last`
+        run: String,
+        /// Also send `once` calls again of which nobody knows whether they happened
+        #[arg(long)]
+        unknown: bool,
+    },
     /// List durable runs
     Runs {
         /// Only those in this state
@@ -239,6 +247,11 @@ pub(crate) enum Command {
         /// Say what would be removed
         #[arg(long)]
         dry_run: bool,
+    },
+    /// Look at the caches of steps, clear them, or fill them ahead of a run
+    Cache {
+        #[command(subcommand)]
+        command: CacheCommand,
     },
     /// Check a workflow to its last column, without running it
     Check {
@@ -350,4 +363,30 @@ fn key_value(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
         _ => Err("write NAME=VALUE".to_owned()),
     }
+}
+
+/// What is done with caches.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CacheCommand {
+    /// Show what the caches on disk and in Redis hold
+    Stats,
+    /// Forget results: of a workflow's steps, of one of them, or all
+    Clear {
+        /// The workflow whose steps' results are forgotten; all results where absent
+        workflow: Option<std::path::PathBuf>,
+        /// Only this step's
+        #[arg(long, value_name = "STEP", requires = "workflow")]
+        step: Option<String>,
+        /// Needed where no workflow is named
+        #[arg(long, conflicts_with = "workflow")]
+        all: bool,
+    },
+    /// Run the steps that have a cache and nothing else, so that a later run finds their results
+    Warm {
+        #[command(flatten)]
+        workflow: WorkflowArguments,
+        /// Only this step
+        #[arg(long, value_name = "STEP")]
+        step: Option<String>,
+    },
 }

@@ -163,10 +163,24 @@ fn items(report: &RunReport) -> String {
     let mut text = table(&["step", "items", "outcomes", "attempts", "retries", "calls"], &rows);
     text.push_str(&picture(report));
     for items in &report.items {
+        // One line for each reason, however many of the samples have it.
+        let mut reasons: Vec<(&str, &str, u32, Vec<&str>)> = Vec::new();
         for sample in &items.samples {
+            let known = reasons.iter_mut().find(|(outcome, reason, attempts, _)| {
+                *outcome == sample.outcome && *reason == sample.reason && *attempts == sample.attempts
+            });
+            match known {
+                Some((.., at)) => at.push(&sample.item),
+                None => reasons.push((sample.outcome, &sample.reason, sample.attempts, vec![&sample.item])),
+            }
+        }
+        for (outcome, reason, attempts, at) in reasons {
+            let attempts = if attempts == 1 { "1 attempt".to_owned() } else { format!("{attempts} attempts") };
+            let items_are = if at.len() == 1 { "item" } else { "items" };
             text.push_str(&format!(
-                "  {} item {} {} after {} attempt(s): {}\n",
-                items.step, sample.item, sample.outcome, sample.attempts, sample.reason
+                "  {} {outcome} after {attempts}: {reason} ({items_are} {})\n",
+                items.step,
+                at.join(", ")
             ));
         }
         let listed = items.samples.len() as u64;

@@ -1,95 +1,9 @@
 //! Steps that are not SQL, run as a user runs them: outcomes, retries, limits, caches, effects, wrong input.
 
-use std::collections::HashMap;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
-
 use serde_json::Value;
 
+use crate::service::{Service, number};
 use crate::support::Scratch;
-
-/// A service that answers on a thread of its own for each connection, and remembers what it was asked.
-struct Service {
-    port: u16,
-    seen: Arc<Mutex<Vec<String>>>,
-}
-
-impl Service {
-    /// `answer` gives status and body for a request line's path and how often it was asked before.
-    fn start(answer: impl Fn(&str, usize) -> (u16, String) + Send + Sync + 'static) -> Service {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let seen: Arc<Mutex<Vec<String>>> = Arc::default();
-        let asked: Arc<Mutex<HashMap<String, usize>>> = Arc::default();
-        let (log, answer) = (Arc::clone(&seen), Arc::new(answer));
-        std::thread::spawn(move || {
-            for connection in listener.incoming().flatten() {
-                let (log, asked, answer) = (Arc::clone(&log), Arc::clone(&asked), Arc::clone(&answer));
-                std::thread::spawn(move || serve(connection, &log, &asked, answer.as_ref()));
-            }
-        });
-        Service { port, seen }
-    }
-
-    fn seen(&self) -> Vec<String> {
-        self.seen.lock().unwrap().clone()
-    }
-
-    fn configuration(&self, more: &str) -> String {
-        format!("connections:\n  api: {{kind: http, base_url: 'http://127.0.0.1:{}'{more}}}\n", self.port)
-    }
-}
-
-fn serve(
-    connection: TcpStream,
-    log: &Mutex<Vec<String>>,
-    asked: &Mutex<HashMap<String, usize>>,
-    answer: &(dyn Fn(&str, usize) -> (u16, String) + Send + Sync),
-) {
-    let mut reader = BufReader::new(connection.try_clone().unwrap());
-    let mut writer = connection;
-    loop {
-        let mut line = String::new();
-        if reader.read_line(&mut line).unwrap_or(0) == 0 {
-            return;
-        }
-        let mut length = 0;
-        loop {
-            let mut header = String::new();
-            if reader.read_line(&mut header).unwrap_or(0) == 0 {
-                return;
-            }
-            if header.trim().is_empty() {
-                break;
-            }
-            if let Some(value) = header.to_lowercase().strip_prefix("content-length:") {
-                length = value.trim().parse().unwrap();
-            }
-        }
-        let mut body = vec![0; length];
-        reader.read_exact(&mut body).unwrap();
-        let mut words = line.split_whitespace();
-        let (method, path) = (words.next().unwrap().to_owned(), words.next().unwrap().to_owned());
-        let before = {
-            let mut asked = asked.lock().unwrap();
-            let before = asked.entry(path.clone()).or_default();
-            *before += 1;
-            *before - 1
-        };
-        log.lock().unwrap().push(format!("{method} {path}"));
-        let (status, text) = answer(&path, before);
-        let retry = if status == 429 { "Retry-After: 0\r\n" } else { "" };
-        let head = format!("HTTP/1.1 {status} Status\r\nContent-Length: {}\r\n{retry}\r\n", text.len());
-        if writer.write_all(head.as_bytes()).and_then(|()| writer.write_all(text.as_bytes())).is_err() {
-            return;
-        }
-    }
-}
-
-fn number(path: &str) -> u64 {
-    path.rsplit('/').next().unwrap().parse().unwrap()
-}
 
 const WORKFLOW: &str = "
 rowmill: 1

@@ -4,13 +4,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed expectation is a failed test")]
 
 mod bad_input;
+mod caches;
 mod calls;
 mod cluster;
 mod corpus;
 mod examples;
 mod explain;
 mod machine;
+mod retry;
 mod running;
+mod safety;
+mod service;
 mod sinks;
 mod sources;
 mod support;

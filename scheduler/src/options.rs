@@ -19,7 +19,7 @@ pub struct Options {
     pub handshake: Handshake,
     /// How executors of a class are chosen.
     pub strategy: Strategy,
-    /// An executor that is silent for so long is taken as gone.
+    /// An executor that is silent for so long is taken as gone. One whose process has died is noticed sooner.
     pub executor_timeout: Duration,
     /// An attempt that its executor does not name for so long goes again.
     pub lease: Duration,
@@ -41,7 +41,7 @@ impl Options {
             host: "127.0.0.1".to_owned(),
             handshake,
             strategy: Strategy::default(),
-            executor_timeout: Duration::from_secs(3),
+            executor_timeout: Duration::from_secs(15),
             lease: Duration::from_secs(10),
             warn_after: Duration::from_secs(5),
             queue_timeout: Duration::from_secs(300),

@@ -36,6 +36,9 @@ pub(crate) type Server = SchedulerServer<LogicalPlanNode, PhysicalPlanNode>;
 
 /// How often the watch looks.
 const ROUND: Duration = Duration::from_millis(250);
+/// Silence after which it is asked whether an executor's process is still there, and how long the answer may take.
+const SILENT: Duration = Duration::from_millis(1500);
+const PROBE: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 struct Attempt {
@@ -58,6 +61,8 @@ struct Book {
     stop: HashMap<String, HashSet<RunningTask>>,
     reasons: HashMap<JobId, String>,
     claims: Claims,
+    /// When executors last gave a sign of life.
+    signs: HashMap<String, Instant>,
     /// Attempts that executors name and no graph does, since when.
     strangers: HashMap<RunningTask, Instant>,
     /// Jobs that run.
@@ -96,6 +101,7 @@ impl Watch {
         cluster.set_draining(&message.executor, message.draining);
         let now = Instant::now();
         let mut book = self.book.lock();
+        book.signs.insert(message.executor.clone(), now);
         if message.draining {
             book.draining.entry(message.executor.clone()).or_insert(now);
         } else {
@@ -125,6 +131,13 @@ impl Watch {
             }
         }
         AliveResponse { stop: still, needed: book.is_needed(&message.executor), forget }
+    }
+
+    /// Executors that have been silent for a while. Those that never spoke are young.
+    fn silent(&self, now: Instant) -> HashSet<String> {
+        let book = self.book.lock();
+        let silent = book.signs.iter().filter(|(_, sign)| now.duration_since(**sign) > SILENT);
+        silent.map(|(executor, _)| executor.clone()).collect()
     }
 
     /// The reports that are the first of their attempts.
@@ -175,6 +188,13 @@ impl Watch {
         let jobs = server.state.task_manager.get_running_job_cache();
         let registered = cluster.registered_executor_metadata().await;
         let known: HashSet<String> = registered.iter().map(|executor| executor.id.clone()).collect();
+        let silent = self.silent(now);
+        for executor in registered.iter().filter(|executor| silent.contains(&executor.id)) {
+            if is_gone(&executor.host, executor.grpc_port).await {
+                tracing::warn!(executor = executor.id, "the executor's process is gone");
+                give_up(server, executor.id.clone(), "its process is gone").await;
+            }
+        }
         let serving: Vec<ExecutorName> = registered
             .into_iter()
             .filter(|executor| !cluster.is_draining(&executor.id))
@@ -224,6 +244,7 @@ impl Watch {
             book.claims.forget(&running_jobs, now, &known);
             book.running = running_jobs;
             book.draining.retain(|executor, _| known.contains(executor));
+            book.signs.retain(|executor, _| known.contains(executor));
             book.stop.retain(|executor, _| known.contains(executor));
             let attempts = std::mem::take(&mut book.attempts);
             book.strangers.retain(|task, since| !attempts.contains_key(task) && since.elapsed() < options.lease * 4);
@@ -347,11 +368,7 @@ impl Watch {
         if reported || !known.contains(&executor) {
             // It was reported and nothing came of it, or its executor is gone and nothing came of that: everything that
             // the graphs say of this executor is taken back. One that lives joins again.
-            let reason = "what runs on it is not what the scheduler believes".to_owned();
-            let message = ExecutorStoppedParams { executor_id: executor, reason };
-            if let Err(error) = SchedulerGrpc::executor_stopped(server, tonic::Request::new(message)).await {
-                tracing::error!("an executor could not be given up: {error}");
-            }
+            give_up(server, executor, "what runs on it is not what the scheduler believes").await;
             return;
         }
         let status = self.claim(&executor, vec![status]);
@@ -360,6 +377,23 @@ impl Watch {
             self.give_back(&[task]);
             tracing::error!("a lost attempt could not be reported: {error}");
         }
+    }
+}
+
+/// Takes back everything that the graphs say of an executor.
+async fn give_up(server: &Server, executor: String, reason: &str) {
+    let message = ExecutorStoppedParams { executor_id: executor, reason: reason.to_owned() };
+    if let Err(error) = SchedulerGrpc::executor_stopped(server, tonic::Request::new(message)).await {
+        tracing::error!("an executor could not be given up: {error}");
+    }
+}
+
+/// Whether nobody listens where an executor did: its process has died. A process that sleeps or starves still has its
+/// port, and a machine that is gone does not say so; for these there is the timeout.
+async fn is_gone(host: &str, port: u16) -> bool {
+    match tokio::time::timeout(PROBE, tokio::net::TcpStream::connect((host, port))).await {
+        Ok(Err(error)) => error.kind() == std::io::ErrorKind::ConnectionRefused,
+        Ok(Ok(_)) | Err(_) => false,
     }
 }
 

@@ -4,7 +4,7 @@
 //! rowmill-bench-server PORT [LATENCY_MS] [FAIL_EVERY]
 //! ```
 //! `GET /item/N` is answered with `{"value": N}` after the latency; one request in `FAIL_EVERY` with 503 instead.
-//! `GET /seconds` answers with the fullest one-second window of requests so far, over all starting points.
+//! `GET /poison/N` is the same, but for each hundredth item it says 422. `GET /seconds` answers with the fullest one-second window of requests so far, over all starting points.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -50,6 +50,12 @@ async fn item(Path(item): Path<String>, State(server): State<Arc<Server>>) -> im
     (StatusCode::OK, format!("{{\"value\": {item}}}"))
 }
 
+async fn poison(path: Path<String>, state: State<Arc<Server>>) -> impl IntoResponse {
+    let bad = path.0.parse::<u64>().is_ok_and(|item| item % 100 == 7);
+    let answer = item(path, state).await.into_response();
+    if bad { (StatusCode::UNPROCESSABLE_ENTITY, "no".to_owned()).into_response() } else { answer }
+}
+
 async fn seconds(State(server): State<Arc<Server>>) -> String {
     let window = server.window.lock();
     format!("{{\"requests\": {}, \"fullest_second\": {}}}", server.requests.load(Ordering::Relaxed), window.1)
@@ -65,7 +71,11 @@ async fn main() -> std::io::Result<()> {
         requests: AtomicU64::new(0),
         window: Mutex::default(),
     });
-    let routes = Router::new().route("/item/{item}", get(item)).route("/seconds", get(seconds)).with_state(server);
+    let routes = Router::new()
+        .route("/item/{item}", get(item))
+        .route("/poison/{item}", get(poison))
+        .route("/seconds", get(seconds))
+        .with_state(server);
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
     axum::serve(listener, routes).await
 }

@@ -1,5 +1,6 @@
 //! One file per command.
 
+mod cache;
 mod check;
 mod cluster;
 mod config;
@@ -27,6 +28,7 @@ pub(crate) async fn dispatch(arguments: Arguments, settings: Settings) -> u8 {
             run::run(&workflow, preview, durable, &cluster, &settings).await
         }
         Command::Resume { run, steal, restart } => runs::resume(&run, steal, restart, &settings).await,
+        Command::Retry { run, unknown } => runs::retry(&run, unknown, &settings).await,
         Command::Runs { status, limit } => runs::list(status.as_deref(), limit, &settings).await,
         Command::Show { run } => runs::show(&run, &settings).await,
         Command::Items { run, status, sql, limit, format } => {
@@ -35,6 +37,7 @@ pub(crate) async fn dispatch(arguments: Arguments, settings: Settings) -> u8 {
         Command::Logs { run } => runs::logs(&run, &settings).await,
         Command::Cancel { run, reason } => runs::cancel(&run, reason.as_deref(), &settings).await,
         Command::Gc { older_than, dry_run } => runs::gc(older_than, dry_run, &settings).await,
+        Command::Cache { command } => cache::cache(command, &settings).await,
         Command::Check { workflow } => check::check(&workflow, &settings).await,
         Command::Explain { workflow, format, cluster } => {
             explain::explain(&workflow, format, &cluster, &settings).await

@@ -86,7 +86,7 @@ pub(super) fn finish(outcome: Result<RunReport, RunError>, settings: &Settings) 
 
 /// Listens on a thread and a runtime of its own: an operator that computes for long may hold every thread of the run's,
 /// and it is just then that people press Ctrl-C.
-fn listen_for_signals(cancel: CancellationToken) {
+pub(super) fn listen_for_signals(cancel: CancellationToken) {
     let listen = move || match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(cancel_on_signal(cancel)),
         Err(error) => tracing::warn!(%error, "signals will not stop the run cleanly"),

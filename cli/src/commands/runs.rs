@@ -1,4 +1,4 @@
-//! Durable runs: `run --durable`, `resume`, `runs`, `show`, `items`, `logs`, `cancel`, `gc`.
+//! Durable runs: `run --durable`, `resume`, `retry`, `runs`, `show`, `items`, `logs`, `cancel`, `gc`.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -76,6 +76,25 @@ pub(crate) async fn resume(name: &str, steal: bool, restart: bool, settings: &Se
     listener.spawn(super::run::cancel_on_signal(cancel.clone()));
     let progress = Progress::new(settings.progress());
     let outcome = runs.resume(run, steal, restart, &cancel, &progress, |run| announce(run, settings)).await;
+    progress.finish();
+    super::run::finish(outcome, settings)
+}
+
+/// Tries the failed items of a run again.
+pub(crate) async fn retry(name: &str, unknown: bool, settings: &Settings) -> u8 {
+    let (_, runs) = match opened(false, settings).await {
+        Ok(opened) => opened,
+        Err(code) => return code,
+    };
+    let run = match runs.named(name).await {
+        Ok(run) => run,
+        Err(reports) => return refuse(&reports, settings),
+    };
+    let cancel = CancellationToken::new();
+    let mut listener = tokio::task::JoinSet::new();
+    listener.spawn(super::run::cancel_on_signal(cancel.clone()));
+    let progress = Progress::new(settings.progress());
+    let outcome = runs.retry(run, unknown, &cancel, &progress, |run| announce(run, settings)).await;
     progress.finish();
     super::run::finish(outcome, settings)
 }

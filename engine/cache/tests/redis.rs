@@ -1,5 +1,5 @@
 //! The Redis tier against a real server that the tests start. Where it is not installed, they say so and pass, unless
-//! `ROWMILL_REQUIRE_DATABASES` promises that it is.
+//! `REQUIRE_DATABASES` promises that it is.
 
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -30,7 +30,7 @@ impl Server {
         let program =
             std::env::split_paths(&places).map(|place| place.join("redis-server")).find(|path| path.is_file());
         let Some(program) = program else {
-            assert!(std::env::var_os("ROWMILL_REQUIRE_DATABASES").is_none(), "redis-server is not installed");
+            assert!(std::env::var_os("REQUIRE_DATABASES").is_none(), "redis-server is not installed");
             eprintln!("ignored: redis-server is not installed");
             return None;
         };

@@ -89,7 +89,8 @@ async fn through(batches: Vec<RecordBatch>, rows: usize, in_flight: usize) -> Du
     })
     .unwrap();
     let ledger = Arc::new(Ledger::new(&schema("x"), std::env::temp_dir().join("operator_cost.arrow")));
-    let scope = Scope { place: 0, ledger, tally: Arc::new(Tally::part_of(operator.tally())), log: None };
+    let tally = Arc::new(Tally::part_of(operator.tally()));
+    let scope = Scope { place: 0, ledger, tally, log: None, earlier: None };
     let items: usize = batches.iter().map(RecordBatch::num_rows).sum();
     let start = on_core();
     let mut stream = operator.run(scope, futures::stream::iter(batches.into_iter().map(Ok)).boxed());

@@ -45,6 +45,11 @@ impl StepCache {
         rowmill_cache::Scope::new(&self.tenant, &self.fingerprint)
     }
 
+    /// Forgets the step's results in every tier; returns what could not be cleared.
+    pub async fn clear(&self) -> Vec<CacheError> {
+        self.cache.clear(Some(&self.scope())).await
+    }
+
     /// The keys of a batch of input.
     pub(crate) fn keys(&self, input: &RecordBatch) -> Result<Vec<CacheKey>, CacheError> {
         let mut columns: Vec<ArrayRef> = Vec::with_capacity(self.key.len());

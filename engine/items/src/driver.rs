@@ -245,9 +245,14 @@ impl Driver {
         };
         let target = operator.policy.target;
         let small = batch_bytes(&read) <= target.bytes;
+        let first = self.next_row;
+        let ids = match &self.scope.earlier {
+            Some(earlier) if earlier.ids.len() as u64 >= first + rows as u64 => earlier.ids.slice(first as usize, rows),
+            _ => ItemIds::Range { file: self.scope.place, rows: first..first + rows as u64 },
+        };
         let mut unit = Unit {
             number: self.next_unit,
-            ids: ItemIds::Range { file: self.scope.place, rows: self.next_row..self.next_row + rows as u64 },
+            ids,
             input,
             bytes,
             unsettled: rows,
@@ -265,6 +270,15 @@ impl Driver {
         self.next_unit += 1;
         self.next_row += rows as u64;
         self.held_bytes += bytes;
+        if let Some(earlier) = &self.scope.earlier {
+            match earlier.settle(first as usize, &mut unit, &operator.shape.output) {
+                Ok(settled) => {
+                    self.scope.tally.replayed((settled.ok + settled.losses.len()) as u64);
+                    self.held_bytes += note(&operator, &self.scope, &self.cancel, &mut unit, settled);
+                }
+                Err(error) => return self.broken(rows, &error.to_string()),
+            }
+        }
         if let Some(log) = self.scope.log.as_ref().filter(|log| !log.is_fresh() && operator.policy.effects.logged()) {
             let settled = replay(&operator, &mut unit, log);
             self.scope.tally.replayed((settled.ok + settled.losses.len()) as u64);

@@ -18,6 +18,7 @@
 
 mod cached;
 mod driver;
+mod earlier;
 mod effects;
 mod intake;
 mod ledger;
@@ -37,6 +38,7 @@ mod writer;
 mod tests;
 
 pub use cached::StepCache;
+pub use earlier::{Earlier, Fate};
 pub use effects::{ChunkLog, Replay};
 pub use ledger::{Ledger, LedgerError, LedgerSample, details_of, item_fields, ledger_schema, read_ledger};
 pub use operator::{BoxError, ItemStream, OperatorParts, Scope, StepOperator, StepStopped, StopReason, too_many};

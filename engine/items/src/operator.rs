@@ -21,6 +21,7 @@ use tracing::Instrument as _;
 
 use crate::cached::StepCache;
 use crate::driver::Driver;
+use crate::earlier::Earlier;
 use crate::effects::{ChunkLog, RowCodec};
 use crate::ledger::Ledger;
 use crate::policy::StepPolicy;
@@ -108,6 +109,8 @@ pub struct Scope {
     pub tally: Arc<Tally>,
     /// Results come from it and go into it, where the run is durable.
     pub log: Option<ChunkLog>,
+    /// What is known of its items from an earlier version of the run's result.
+    pub earlier: Option<Earlier>,
 }
 
 /// The operator of one step, shared by its partitions.

@@ -13,7 +13,7 @@ pub(crate) fn replay(operator: &StepOperator, unit: &mut Unit, log: &ChunkLog) -
     let mut sources = Vec::new();
     let mut todo = Vec::new();
     let mut settled = Settled { unit: unit.number, ..Settled::default() };
-    for row in 0..unit.input.num_rows() as u32 {
+    for row in unit.todo.iter() {
         let loss = |failure: Option<Failure>, attempts, outcome| Loss { row, failure, attempts, outcome };
         let key = operator.keys.item(unit.ids.get(row as usize));
         let unknown = |message| {

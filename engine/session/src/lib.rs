@@ -15,12 +15,14 @@
 //! # }
 //! ```
 
+pub mod cache;
 mod host;
 pub mod load;
 pub mod options;
 pub mod runs;
 pub mod session;
 
+pub use cache::CachePlace;
 pub use host::kinds;
 pub use load::{LoadError, load, load_vars, read_text};
 pub use options::SessionOptions;

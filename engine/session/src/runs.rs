@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rowmill_engine::compile::Inputs;
-use rowmill_engine::durable::{self, CHUNK_ROWS, Durable, Task, inputs_of, inspect, read_payload, store_report};
+use rowmill_engine::durable::{
+    self, CHUNK_ROWS, Durable, RetryChoice, Task, inputs_of, inspect, read_payload, store_report,
+};
 use rowmill_engine::local::{Observer, RunError, RunReport};
 use rowmill_engine::sql::SqlContext;
 use rowmill_spec::{Diagnostic, Diagnostics, Fault, Workflow};
 use rowmill_store::{
     CancelResult, Owner, Page, PageRequest, PostgresOptions, Retention, Run, RunCursor, RunEvent, RunFilter, RunId,
-    Scope, SqliteOptions, Stage, open_postgres, open_sqlite,
+    RunStatus, Scope, SqliteOptions, Stage, open_postgres, open_sqlite,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -59,6 +61,13 @@ pub struct Collected {
     pub runs: u64,
     /// Bytes of files.
     pub bytes: u64,
+}
+
+/// What a run was made of.
+struct Kept {
+    workflow: Arc<Workflow>,
+    inputs: Inputs,
+    path: PathBuf,
 }
 
 fn refuse(error: &rowmill_store::Error) -> Diagnostics {
@@ -150,27 +159,83 @@ impl Runs {
         observer: &dyn Observer,
         started: impl FnOnce(RunId) + Send,
     ) -> Result<RunReport, RunError> {
+        let kept = self.kept(run, restart).await?;
+        if restart {
+            return self.run(&kept.path, kept.workflow, &kept.inputs, cancel, observer, started).await;
+        }
+        started(run);
+        let task = Task::Resume { run, steal };
+        let (workflow, inputs) = (kept.workflow, &kept.inputs);
+        durable::run(self.session.engine(), &self.durable, workflow, inputs, task, cancel, observer).await
+    }
+
+    /// Tries the items of a finished run again that failed, from the steps that they failed in, and publishes another
+    /// version of its result. What depends on their rows is made anew; calls that were answered are not repeated. Items
+    /// of `once` steps that may have happened are left alone unless `unknown` says that they are to be sent again.
+    ///
+    /// # Errors
+    /// As [`durable::run`]; also when the run did not finish or no item of it failed, and when the workflow's file is
+    /// not what it was when the run began.
+    pub async fn retry(
+        &self,
+        run: RunId,
+        unknown: bool,
+        cancel: &CancellationToken,
+        observer: &dyn Observer,
+        started: impl FnOnce(RunId) + Send,
+    ) -> Result<RunReport, RunError> {
+        let found = self.find(run).await?;
+        let refuse = |message: String, help: String| Err(one(Diagnostic::error("RM0809", message).help(help)).into());
+        match found.status {
+            RunStatus::SucceededWithFailures => {}
+            RunStatus::Succeeded => {
+                return refuse(format!("no item of run {run} failed"), "there is nothing to try again".to_owned());
+            }
+            RunStatus::Queued | RunStatus::Running | RunStatus::Stopped => {
+                let help = format!("`rowmill resume {run}` goes on with it, items that stopped it included");
+                return refuse(format!("run {run} has not finished: {}", found.status), help);
+            }
+            RunStatus::Failed | RunStatus::Cancelled => {
+                let help = format!("`rowmill resume {run} --restart` starts over");
+                return refuse(format!("run {run} has no result: {}", found.status), help);
+            }
+        }
+        let kept = self.kept(run, false).await?;
+        let choice = RetryChoice { unknown };
+        if !inspect::has_retryable(&self.durable, &kept.workflow, run, choice).await.map_err(one)? {
+            let help = match unknown {
+                false => {
+                    "failures of SQL come again for the same values; items that are `unknown` are sent again with `--unknown`"
+                }
+                true => {
+                    "failures of SQL come again for the same values: mend the workflow or its sources, and run it anew"
+                }
+            };
+            return refuse(format!("run {run} has no item that a retry could change"), help.to_owned());
+        }
+        started(run);
+        let task = Task::Retry { run, choice };
+        let (workflow, inputs) = (kept.workflow, &kept.inputs);
+        durable::run(self.session.engine(), &self.durable, workflow, inputs, task, cancel, observer).await
+    }
+
+    /// What a run was made of; with `changed`, its workflow as the file says it now.
+    async fn kept(&self, run: RunId, changed: bool) -> Result<Kept, Diagnostics> {
         let found = self.find(run).await?;
         let payload = read_payload(&found).map_err(one)?;
         let stored = self.durable.store.workflow_text(&Scope::all(), run).await.map_err(|error| refuse(&error))?;
         let now = crate::load::read_text(&payload.path);
-        if !restart && now.as_ref().is_ok_and(|now| *now != stored) {
+        if !changed && now.as_ref().is_ok_and(|now| *now != stored) {
             return Err(one(Diagnostic::error(
                 "RM0802",
                 format!("run {run} cannot go on: {} changed since it began", payload.path.display()),
             )
-            .help("put the file back, or start over with what it says now: `rowmill resume --restart`"))
-            .into());
+            .help("put the file back, or start over with what it says now: `rowmill resume --restart`")));
         }
-        let text = if restart { now? } else { stored };
+        let text = if changed { now? } else { stored };
         let workflow = Arc::new(rowmill_spec::parse(&payload.path.display().to_string(), &text)?);
         let inputs = inputs_of(&workflow, &payload).map_err(one)?;
-        if restart {
-            return self.run(&payload.path, workflow, &inputs, cancel, observer, started).await;
-        }
-        started(run);
-        let task = Task::Resume { run, steal };
-        durable::run(self.session.engine(), &self.durable, workflow, &inputs, task, cancel, observer).await
+        Ok(Kept { workflow, inputs, path: payload.path })
     }
 
     /// A run.

@@ -299,6 +299,11 @@ TOO_MANY_STEPS = "RM0208" {
         "`on_error` and `max_errors` speak of single rows, so on a `sql` step they need a query that makes each of its rows from one row of one input: columns, expressions and WHERE. A join, an aggregate, DISTINCT, ORDER BY, LIMIT, a window, UNION, unnest or a subquery leaves no row to blame.",
         "Put the conversions that may fail into a SQL step of their own with the error policy, and let the wide query read that step.",
     }
+    UNKEEPABLE = "RM0313" {
+        "a result that cannot be kept",
+        "The whole result of a SQL step is kept by what it hangs on: text, parameters and files. This one hangs on more: on rows of a step that is not simply SQL, or on a function whose value changes.",
+        "Remove `cache`, or put what changes into a step that reads this one.",
+    }
 
     // RM04xx: parameters, variables and configuration.
     UNKNOWN_PARAM = "RM0401" {
@@ -500,6 +505,11 @@ TOO_MANY_STEPS = "RM0208" {
         "A step could not begin or go on, and no item is to blame: its connection, its program or its credentials are not as it needs them.",
         "Do what the report says, and start the run again.",
     }
+    NO_CACHE = "RM0706" {
+        "no such cache",
+        "The workflow has no step with a cache, or none whose results outlive the process.",
+        "Give the step a `cache`, with `tier: disk` or `tier: redis` if it is to be filled ahead of a run.",
+    }
 
     CLUSTER_SILENT = "RM0706" {
         "the cluster does not answer",
@@ -557,6 +567,11 @@ TOO_MANY_STEPS = "RM0208" {
         "the run store cannot be used",
         "Its database cannot be reached, is locked, is full, is damaged, or was written by a newer version.",
         "Do what the report says, and start again.",
+    }
+    NOTHING_TO_RETRY = "RM0809" {
+        "the run has nothing to retry",
+        "A retry makes another version of a finished run's result, in which the items that failed are tried again. This run has none, did not finish, or its failures are of SQL, which fails again for the same values.",
+        "`rowmill items RUN` lists what failed, `rowmill resume RUN` goes on with a run that was interrupted.",
     }
 
     // RM09xx: internal.

@@ -1,5 +1,5 @@
 //! PostgreSQL and MariaDB, real servers. Where a server is not installed, the test says so and passes, unless
-//! `ROWMILL_REQUIRE_DATABASES` promises that it is.
+//! `REQUIRE_DATABASES` promises that it is.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ fn started(server: Result<Server, String>) -> Option<Server> {
     match server {
         Ok(server) => Some(server),
         Err(reason) => {
-            assert!(std::env::var_os("ROWMILL_REQUIRE_DATABASES").is_none(), "{reason}");
+            assert!(std::env::var_os("REQUIRE_DATABASES").is_none(), "{reason}");
             eprintln!("ignored: {reason}");
             None
         }

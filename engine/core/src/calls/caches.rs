@@ -13,6 +13,9 @@ const MEMORY_BYTES: usize = 256 << 20;
 /// Bytes on disk where nothing else is said.
 const DISK_BYTES: u64 = 10 << 30;
 
+/// The folder of whole results, below that of the cache.
+pub const RESULTS: &str = "results";
+
 /// Where caches live.
 #[derive(Debug, Clone)]
 pub struct CacheOptions {
@@ -65,6 +68,11 @@ impl Caches {
         &self.options
     }
 
+    /// Bytes of the shared disk tier at most.
+    pub fn disk_limit(&self) -> u64 {
+        self.options.disk_bytes.unwrap_or(DISK_BYTES)
+    }
+
     /// The tiers that a step asks for: memory alone, or memory above another.
     ///
     /// # Errors
@@ -101,7 +109,7 @@ impl Caches {
     async fn disk(&self, step: &str, own: Option<u64>) -> Result<Arc<dyn Tier>, String> {
         let (folder, bytes) = match own {
             Some(bytes) => (self.options.folder.join("steps").join(step), bytes),
-            None => (self.options.folder.clone(), self.options.disk_bytes.unwrap_or(DISK_BYTES)),
+            None => (self.options.folder.clone(), self.disk_limit()),
         };
         let name = format!("disk {}", folder.display());
         self.tier(&name, || async move {

@@ -104,6 +104,7 @@ impl ExecutionPlan for CallExec {
             ledger: Arc::clone(&self.ledger),
             tally: Arc::clone(self.operator.tally()),
             log: None,
+            earlier: None,
         };
         let output = self.operator.run(scope, input.boxed()).map(|batch| batch.map_err(datafusion_error));
         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), output)))

@@ -16,14 +16,15 @@ use datafusion::logical_expr::LogicalPlan;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{Expr as SqlExpr, Ident, visit_expressions_mut};
 use indexmap::IndexMap;
-use rowmill_spec::{Diagnostic, MappedText, ResourceClass, StepKind, Workflow};
+use rowmill_spec::{Diagnostic, MappedText, ResourceClass, Span, StepKind, Workflow};
 
 use rowmill_items::Tally;
-use rowmill_step::Effects;
+use rowmill_step::{Effects, OnError};
 
 use super::Reports;
 use super::bind_values::Bound;
 use super::guard_steps::{guard, is_guarded};
+use super::kept_results::{Identities, KeptKey};
 use super::open_sources::OpenedSources;
 use super::resolve_names::Names;
 use super::sql_errors::planning_error;
@@ -31,6 +32,7 @@ use super::tables::StepTables;
 use super::typed_lists::with_typed_lists;
 use crate::calls::describe::columns;
 use crate::calls::{Call, Host, describe};
+use crate::plan::dead_letters::{letters_of, letters_schema};
 use crate::plan::edge::EdgeTable;
 use crate::plan::guarded::Guard;
 use crate::plan::meter::{Meter, MeterNode};
@@ -53,6 +55,8 @@ pub struct CheckedStep {
     pub edge: EdgeKind,
     /// Steps fused into its query, itself included.
     pub fused: usize,
+    /// Under what its whole result is kept, if it is.
+    pub kept: Option<KeptKey>,
 }
 
 /// What a step does.
@@ -64,6 +68,8 @@ pub enum Body {
     Guarded(Arc<Guard>),
     /// It is not SQL.
     Call(Arc<Call>),
+    /// Nobody wrote it down: the items that a step put aside.
+    DeadLetters(Arc<str>),
 }
 
 impl CheckedStep {
@@ -71,7 +77,7 @@ impl CheckedStep {
     pub fn query(&self) -> Option<&LogicalPlan> {
         match &self.body {
             Body::Query(plan) => Some(plan),
-            Body::Guarded(_) | Body::Call(_) => None,
+            Body::Guarded(_) | Body::Call(_) | Body::DeadLetters(_) => None,
         }
     }
 
@@ -79,14 +85,14 @@ impl CheckedStep {
     pub fn guard(&self) -> Option<&Arc<Guard>> {
         match &self.body {
             Body::Guarded(guard) => Some(guard),
-            Body::Query(_) | Body::Call(_) => None,
+            Body::Query(_) | Body::Call(_) | Body::DeadLetters(_) => None,
         }
     }
 
     /// The counts of its items, if its items have outcomes.
     pub fn tally(&self) -> Option<&Arc<Tally>> {
         match &self.body {
-            Body::Query(_) => None,
+            Body::Query(_) | Body::DeadLetters(_) => None,
             Body::Guarded(guard) => Some(&guard.tally),
             Body::Call(call) => Some(&call.tally),
         }
@@ -95,7 +101,7 @@ impl CheckedStep {
     /// What is known of a step that is not SQL.
     pub fn call(&self) -> Option<&Arc<Call>> {
         match &self.body {
-            Body::Query(_) | Body::Guarded(_) => None,
+            Body::Query(_) | Body::Guarded(_) | Body::DeadLetters(_) => None,
             Body::Call(call) => Some(call),
         }
     }
@@ -154,7 +160,24 @@ pub async fn check(
         tables.insert(name, Arc::clone(table));
     }
     let consumer_classes = consumer_classes(workflow, names);
+    let engine = format!("{} {:?}", env!("CARGO_PKG_VERSION"), state.config().options().execution.time_zone);
+    let mut identities = Identities::new(workflow, bound, opened, engine);
     for name in &names.order {
+        if let (None, Some(of)) = (workflow.steps.get(name), letters_of(name)) {
+            if let Some(step) = checked.steps.get(of) {
+                match dead_letters(workflow, name, of, step, names) {
+                    Ok(letters) => {
+                        if let Some(table) = letters.edge.table() {
+                            tables.insert(name, Arc::clone(table) as _);
+                        }
+                        checked.meters.insert(name.clone(), Arc::new(Meter::default()));
+                        checked.steps.insert(name.clone(), letters);
+                    }
+                    Err(report) => reports.push(report),
+                }
+            }
+            continue;
+        }
         let (Some(parsed), Some(step)) = (names.steps.get(name), workflow.steps.get(name)) else { continue };
         let ready =
             parsed.reads.iter().all(|read| opened.tables.contains_key(read) || checked.steps.contains_key(read));
@@ -173,6 +196,9 @@ pub async fn check(
         let consumers = names.consumers.get(name).copied().unwrap_or(0);
         let (StepKind::Sql(sql), Some(statement)) = (&step.kind, &parsed.statement) else {
             let Some(input) = inputs.first() else { continue };
+            if let Err(report) = identities.note(step, &parsed.reads, None) {
+                reports.push(report);
+            }
             match describe(step, input, bound, host).await {
                 Ok(call) => {
                     let schema = columns(&call);
@@ -189,7 +215,9 @@ pub async fn check(
                     checked.meters.insert(name.clone(), meter);
                     let body = Body::Call(Arc::new(call));
                     let reads = parsed.reads.clone();
-                    checked.steps.insert(name.clone(), CheckedStep { reads, schema, body, class, edge, fused: 1 });
+                    checked
+                        .steps
+                        .insert(name.clone(), CheckedStep { reads, schema, body, class, edge, fused: 1, kept: None });
                 }
                 Err(errors) => errors.into_iter().for_each(|error| reports.push(error)),
             }
@@ -222,6 +250,9 @@ pub async fn check(
             continue;
         }
         if guarded {
+            if let Err(report) = identities.note(step, &parsed.reads, None) {
+                reports.push(report);
+            }
             match guard(step, &sql.text, &parsed.reads, plan, state) {
                 Ok(guard) => {
                     let class = class_of(step.resources.class.as_ref().map(|class| &class.value));
@@ -235,12 +266,22 @@ pub async fn check(
                     checked.meters.insert(name.clone(), meter);
                     let body = Body::Guarded(Arc::new(guard));
                     let reads = parsed.reads.clone();
-                    checked.steps.insert(name.clone(), CheckedStep { reads, schema, body, class, edge, fused: 1 });
+                    checked
+                        .steps
+                        .insert(name.clone(), CheckedStep { reads, schema, body, class, edge, fused: 1, kept: None });
                 }
                 Err(errors) => errors.into_iter().for_each(|error| reports.push(error)),
             }
             continue;
         }
+        let noted = identities.note(step, &parsed.reads, Some(&plan));
+        let kept = match noted {
+            Ok(kept) => kept,
+            Err(report) => {
+                reports.push(report);
+                continue;
+            }
+        };
         let schema: SchemaRef = Arc::clone(plan.schema().inner());
         let class = class_of(step.resources.class.as_ref().map(|class| &class.value));
         let fused = 1 + parsed
@@ -255,6 +296,10 @@ pub async fn check(
             .get(name.as_str())
             .is_none_or(|classes| classes.iter().all(|other| other.as_ref() == Some(&class)));
         let edge = match consumers {
+            0 | 1 if kept.is_some() => {
+                // All of its rows and columns are kept, whatever its one reader asks for.
+                EdgeKind::Streamed(Arc::new(EdgeTable::new(Arc::from(name.as_str()), Arc::clone(&schema), false)))
+            }
             0 | 1 if same_class && fused < MAX_FUSED => EdgeKind::Fused,
             0 | 1 => EdgeKind::Streamed(Arc::new(EdgeTable::new(Arc::from(name.as_str()), Arc::clone(&schema), true))),
             _ => EdgeKind::Spooled(Arc::new(EdgeTable::new(Arc::from(name.as_str()), Arc::clone(&schema), false))),
@@ -266,10 +311,45 @@ pub async fn check(
         checked.meters.insert(name.clone(), meter);
         checked.steps.insert(
             name.clone(),
-            CheckedStep { reads: parsed.reads.clone(), schema, body: Body::Query(metered), class, edge, fused },
+            CheckedStep { reads: parsed.reads.clone(), schema, body: Body::Query(metered), class, edge, fused, kept },
         );
     }
     checked
+}
+
+/// The dead letters of a step that checked.
+fn dead_letters(
+    workflow: &Workflow,
+    name: &str,
+    of: &str,
+    step: &CheckedStep,
+    names: &Names,
+) -> Result<CheckedStep, Diagnostic> {
+    let sink = workflow.sinks.values().find(|sink| sink.from.eq_ignore_ascii_case(name));
+    let span = sink.map_or(Span::NONE, |sink| sink.from.span);
+    let (item, put_aside) = match &step.body {
+        Body::Call(call) => (Some(&call.input), matches!(call.policy.on_error, OnError::DeadLetter)),
+        Body::Guarded(guard) => (Some(guard.chain.input()), matches!(guard.on_error, OnError::DeadLetter)),
+        Body::Query(_) | Body::DeadLetters(_) => (None, false),
+    };
+    let (Some(item), true) = (item, put_aside) else {
+        let message = format!("`{name}` is asked for, and step `{of}` puts no items aside");
+        let report = Diagnostic::error("RM0204", message).at(span, "");
+        return Err(report.help(format!("say `on_error: dead_letter` in `{of}`")));
+    };
+    let schema = letters_schema(item).map_err(|column| {
+        let message = format!("`{name}` would have two columns `{column}`: the item's, and that of its error");
+        Diagnostic::error("RM0311", message)
+            .at(span, "")
+            .help(format!("give the column of `{of}`'s input another name"))
+    })?;
+    let table = Arc::new(EdgeTable::new(Arc::from(name), Arc::clone(&schema), false));
+    let edge = match names.consumers.get(name).copied().unwrap_or(0) > 1 {
+        true => EdgeKind::Spooled(table),
+        false => EdgeKind::Streamed(table),
+    };
+    let body = Body::DeadLetters(Arc::from(of));
+    Ok(CheckedStep { reads: vec![of.to_owned()], schema, body, class: class_of(None), edge, fused: 1, kept: None })
 }
 
 /// A SQL step runs in `cpu` where nothing else is said.

@@ -140,7 +140,7 @@ pub fn explain(compiled: &Compiled, planned: Option<&Planned>) -> Explanation {
         nodes.push(Node {
             id: name.clone(),
             name: name.clone(),
-            kind: workflow.steps.get(name).map_or("sql", |step| step.kind.key()),
+            kind: workflow.steps.get(name).map_or("items", |step| step.kind.key()),
             class: Some(step.class.as_str().to_owned()),
             effects: Some(step.call().map_or("pure", |call| call.policy.effects.as_str())),
             columns: columns(&step.schema),

@@ -20,6 +20,7 @@ pub mod check_types;
 pub mod cut_segments;
 pub mod explain;
 mod guard_steps;
+pub mod kept_results;
 pub mod open_sources;
 pub mod plan_segments;
 pub mod resolve_names;

@@ -28,6 +28,8 @@ pub struct OpenedSources {
     pub tables: HashMap<String, Arc<dyn TableProvider>>,
     /// Every file of them.
     pub files: Vec<SourceFile>,
+    /// The files of each.
+    pub files_of: HashMap<String, Vec<SourceFile>>,
 }
 
 /// Opens what is needed.
@@ -50,7 +52,8 @@ pub async fn open(
         match result {
             Ok(one) => {
                 opened.tables.insert(source.name.value.clone(), one.table);
-                opened.files.extend(one.files);
+                opened.files.extend(one.files.iter().cloned());
+                opened.files_of.insert(source.name.value.clone(), one.files);
             }
             Err(errors) => errors.into_iter().for_each(|error| reports.push(error)),
         }

@@ -23,10 +23,13 @@ use rowmill_step::Effects;
 use super::check_types::{Body, EdgeKind};
 use super::cut_segments::Root;
 use super::{Compiled, Inputs};
+use crate::calls::caches::RESULTS;
 use crate::calls::{Call, CallExec, RunScope, RunningStep};
 use crate::elsewhere::Part;
+use crate::plan::dead_letters::{DeadLettersExec, Letters};
 use crate::plan::edge::{EdgeTable, Producer};
 use crate::plan::guarded::{Guard, GuardedNode};
+use crate::plan::kept::KeptResults;
 use crate::plan::meter::{Meter, MeterExec, MeterNode};
 use crate::plan::spool::{Spool, SpoolExec};
 use crate::sinks::StagedSink;
@@ -59,6 +62,13 @@ struct Demand {
     columns: BTreeSet<usize>,
     filters: Vec<Expr>,
     recursive: bool,
+}
+
+impl Demand {
+    fn everything(compiled: &Compiled, step: &str) -> Self {
+        let columns = compiled.steps.get(step).map_or(0, |step| step.schema.fields().len());
+        Demand { columns: (0..columns).collect(), ..Demand::default() }
+    }
 }
 
 /// Plans every segment. `staged` are the sinks' places to write, in the order of [`Compiled::sinks`].
@@ -99,6 +109,11 @@ pub(crate) fn optimize_segments(compiled: &Compiled, inputs: &Inputs, staged: &[
                     Some(Body::Call(call)) => call_input(compiled, inputs, call, &demand)?,
                     // All of its columns are made, whoever reads it: what fails does not hang on that.
                     Some(Body::Guarded(guard)) => guarded(compiled, inputs, guard)?,
+                    // All of the item's columns are kept, whatever the letters' readers ask for.
+                    Some(Body::DeadLetters(of)) => rows_of(compiled, inputs, of)?,
+                    _ if compiled.steps.get(name).is_some_and(|step| step.kept.is_some()) => {
+                        narrowed(compiled, name, &Demand::everything(compiled, name))?
+                    }
                     _ => narrowed(compiled, name, &demand)?,
                 };
                 demands.insert(name.clone(), demand);
@@ -149,6 +164,13 @@ async fn plan_all(compiled: &Compiled, inputs: &Inputs, staged: &[StagedSink], s
             plan = call_over(compiled, name, call, plan, scope)?;
             to_completion = call.policy.effects == Effects::Once;
         }
+        plan = keep(compiled, name, plan, scope);
+        if let Body::DeadLetters(of) = &step.body {
+            let letters = Letters::Live(ledger_of(compiled, of, scope)?);
+            let exec = DeadLettersExec::new(Arc::clone(of), Some(plan), letters, Arc::clone(&step.schema));
+            let meter = compiled.meters.get(name).map_or_else(|| Arc::new(Meter::default()), Arc::clone);
+            plan = Arc::new(MeterExec::new(Arc::from(name.as_str()), meter, Arc::new(exec)));
+        }
         match &step.edge {
             EdgeKind::Streamed(edge) => {
                 planned.apart.push((name.clone(), Arc::clone(&plan)));
@@ -167,6 +189,43 @@ async fn plan_all(compiled: &Compiled, inputs: &Inputs, staged: &[StagedSink], s
         }
     }
     Ok(planned)
+}
+
+/// The plan of a step whose result is kept: one that reads it, or one that makes it. Others stay as they are.
+pub(crate) fn keep(
+    compiled: &Compiled,
+    name: &str,
+    plan: Arc<dyn ExecutionPlan>,
+    scope: &RunScope,
+) -> Arc<dyn ExecutionPlan> {
+    let Some(key) = compiled.steps.get(name).and_then(|step| step.kept.as_ref()) else { return plan };
+    let caches = &scope.host.caches;
+    let results = KeptResults {
+        folder: caches.options().folder.join(RESULTS),
+        max_bytes: caches.disk_limit(),
+        started: scope.started,
+    };
+    let kept = results.plan(name, key, plan);
+    if kept.children().is_empty() {
+        // Nothing below runs, its meters included.
+        let meter = compiled.meters.get(name).map_or_else(|| Arc::new(Meter::default()), Arc::clone);
+        return Arc::new(MeterExec::new(Arc::from(name), meter, kept));
+    }
+    kept
+}
+
+/// The ledger of a step that was planned already.
+fn ledger_of(compiled: &Compiled, step: &str, scope: &RunScope) -> Result<Arc<Ledger>> {
+    let found = match compiled.steps.get(step).map(|step| &step.body) {
+        Some(Body::Guarded(guard)) => guard.ledger().cloned(),
+        Some(Body::Call(call)) => {
+            let steps = scope.steps.lock();
+            let own = steps.iter().find(|step| Arc::ptr_eq(step.operator.tally(), &call.tally));
+            own.map(|step| Arc::clone(&step.ledger))
+        }
+        _ => None,
+    };
+    found.map_or_else(|| internal_err!("step {step} has no ledger"), Ok)
 }
 
 /// The operator of a step over the plan of its input, with its meter.

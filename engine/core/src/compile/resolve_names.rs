@@ -19,6 +19,7 @@ use std::ops::ControlFlow;
 
 use super::sql_errors::{nearest, place, syntax_error};
 use super::{Inputs, Reports};
+use crate::plan::dead_letters::{DEAD_LETTERS, letters_of};
 use crate::sql::too_many;
 
 /// A step's parsed query and what it reads.
@@ -48,8 +49,9 @@ pub struct Names {
 /// Resolves all names of `workflow`.
 pub fn resolve(workflow: &Workflow, inputs: &Inputs, reports: &mut Reports) -> Names {
     let mut names = Names::default();
-    let known: HashMap<String, &str> =
-        workflow.sources.keys().chain(workflow.steps.keys()).map(|name| (name.to_lowercase(), name.as_str())).collect();
+    let letters = dead_letters(workflow, inputs);
+    let declared = workflow.sources.keys().chain(workflow.steps.keys()).chain(letters.keys());
+    let known: HashMap<String, &str> = declared.map(|name| (name.to_lowercase(), name.as_str())).collect();
     let mut broken: HashSet<&str> = HashSet::new();
     for (name, step) in &workflow.steps {
         let parsed = match &step.kind {
@@ -65,6 +67,9 @@ pub fn resolve(workflow: &Workflow, inputs: &Inputs, reports: &mut Reports) -> N
                 errors.into_iter().for_each(|error| reports.push(error));
             }
         }
+    }
+    for (name, step) in &letters {
+        names.steps.insert(name.clone(), ParsedStep { statement: None, reads: vec![step.clone()] });
     }
     for sink in workflow.sinks.values() {
         if !known.contains_key(&sink.from.to_lowercase()) {
@@ -87,6 +92,21 @@ pub fn resolve(workflow: &Workflow, inputs: &Inputs, reports: &mut Reports) -> N
     }
     find_needed(workflow, inputs, &known, &broken, &mut names);
     names
+}
+
+/// The dead letters that sinks, or the program, ask for, by name, and whose they are: steps that nobody wrote down.
+fn dead_letters(workflow: &Workflow, inputs: &Inputs) -> IndexMap<String, String> {
+    let asked = workflow.sinks.values().map(|sink| sink.from.value.as_str());
+    let asked = asked.chain(inputs.collect.iter().map(String::as_str));
+    let named = asked.filter_map(|name| letters_name(workflow, name));
+    named.map(|(step, name)| (name, step.to_owned())).collect()
+}
+
+/// The step, and its dead letters' name as it is used everywhere, if that is what `name` means.
+pub fn letters_name<'a>(workflow: &'a Workflow, name: &str) -> Option<(&'a str, String)> {
+    let of = letters_of(name)?;
+    let step = workflow.steps.keys().find(|step| step.eq_ignore_ascii_case(of))?;
+    Some((step, format!("{step}{DEAD_LETTERS}")))
 }
 
 fn parse(

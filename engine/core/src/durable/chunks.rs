@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
+use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 use arrow::ipc::reader::FileReader;
@@ -83,6 +84,7 @@ pub(crate) fn create_folder(folder: &Path) -> std::io::Result<()> {
         return Ok(());
     }
     let Some(above) = folder.parent() else { return std::fs::create_dir_all(folder) };
+    let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
     create_folder(above)?;
     match std::fs::create_dir(folder) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
@@ -93,11 +95,25 @@ pub(crate) fn create_folder(folder: &Path) -> std::io::Result<()> {
 
 /// Reads a chunk. The error names the file, and is one of the disk whatever is wrong with it.
 pub(crate) fn read_chunk(path: &Path) -> Result<Vec<RecordBatch>, DataFusionError> {
+    Ok(read_file(path)?.1)
+}
+
+/// Reads a chunk as one batch; errors as [`read_chunk`].
+pub(crate) fn read_whole(path: &Path) -> Result<RecordBatch, DataFusionError> {
+    let (schema, batches) = read_file(path)?;
+    match batches.as_slice() {
+        [one] => Ok(one.clone()),
+        _ => Ok(concat_batches(&schema, &batches)?),
+    }
+}
+
+fn read_file(path: &Path) -> Result<(SchemaRef, Vec<RecordBatch>), DataFusionError> {
     let read = || {
         let reader = FileReader::try_new_buffered(File::open(path)?, None)?;
-        reader.collect::<Result<Vec<_>, ArrowError>>()
+        let schema = reader.schema();
+        Ok((schema, reader.collect::<Result<Vec<_>, ArrowError>>()?))
     };
-    read().map_err(|error| {
+    read().map_err(|error: ArrowError| {
         let kind = match &error {
             ArrowError::IoError(_, io) => io.kind(),
             _ => std::io::ErrorKind::InvalidData,
@@ -144,29 +160,35 @@ pub(crate) async fn write_chunks(
     Ok(written)
 }
 
-/// Committed chunks as the leaf of a plan: one partition, so that their order is the order of the rows.
+/// Chunks as the leaf of a plan; in one partition their order is the order of the rows.
 #[derive(Debug)]
 pub(crate) struct ChunkScanExec {
     step: Arc<str>,
-    files: Arc<Vec<PathBuf>>,
+    /// By partition.
+    files: Vec<Arc<Vec<PathBuf>>>,
     properties: Arc<PlanProperties>,
 }
 
 impl ChunkScanExec {
     pub(crate) fn new(step: Arc<str>, files: Vec<PathBuf>, schema: SchemaRef) -> Self {
+        ChunkScanExec::partitioned(step, vec![files], schema)
+    }
+
+    pub(crate) fn partitioned(step: Arc<str>, files: Vec<Vec<PathBuf>>, schema: SchemaRef) -> Self {
         let properties = Arc::new(PlanProperties::new(
             EquivalenceProperties::new(schema),
-            Partitioning::UnknownPartitioning(1),
+            Partitioning::UnknownPartitioning(files.len()),
             EmissionType::Incremental,
             Boundedness::Bounded,
         ));
-        ChunkScanExec { step, files: Arc::new(files), properties }
+        ChunkScanExec { step, files: files.into_iter().map(Arc::new).collect(), properties }
     }
 }
 
 impl DisplayAs for ChunkScanExec {
     fn fmt_as(&self, _kind: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ChunkScanExec: {}, {} chunks", self.step, self.files.len())
+        let chunks: usize = self.files.iter().map(|files| files.len()).sum();
+        write!(f, "ChunkScanExec: {}, {chunks} chunks", self.step)
     }
 }
 
@@ -203,10 +225,9 @@ impl ExecutionPlan for ChunkScanExec {
     }
 
     fn execute(&self, partition: usize, _context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        if partition != 0 {
-            return internal_err!("chunks are one partition");
-        }
-        let files = Arc::clone(&self.files);
+        let Some(files) = self.files.get(partition).map(Arc::clone) else {
+            return internal_err!("there is no partition {partition} of chunks");
+        };
         let batches = futures::stream::iter(0..files.len())
             .then(move |at| {
                 let path = files.get(at).cloned().unwrap_or_default();

@@ -7,10 +7,11 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt16Type, UInt32Typ
 use arrow::error::ArrowError;
 use arrow::json::LineDelimitedWriter;
 use rowmill_items::read_ledger;
-use rowmill_spec::{Diagnostic, Fault};
+use rowmill_spec::{Diagnostic, Fault, StepKind, Workflow};
+use rowmill_step::Outcome;
 use rowmill_store::{PageRequest, RunId, Scope};
 
-use super::{Durable, store_report};
+use super::{Durable, RetryChoice, store_report};
 
 /// The columns of [`items`].
 pub fn items_schema() -> SchemaRef {
@@ -62,6 +63,36 @@ pub async fn items(durable: &Durable, run: RunId) -> Result<Vec<RecordBatch>, Di
         }
     }
     Ok(batches)
+}
+
+/// Whether a finished run has items that a retry would send again: failed ones of steps that are not SQL.
+///
+/// # Errors
+/// As [`items`].
+pub async fn has_retryable(
+    durable: &Durable,
+    workflow: &Workflow,
+    run: RunId,
+    choice: RetryChoice,
+) -> Result<bool, Diagnostic> {
+    let called = |step: &str| {
+        let found = workflow.steps.values().find(|known| known.name.value.eq_ignore_ascii_case(step));
+        found.is_some_and(|step| !matches!(step.kind, StepKind::Sql(_)))
+    };
+    for batch in items(durable, run).await? {
+        let text = |name: &str| batch.column_by_name(name).map(|column| column.as_string::<i32>().clone());
+        let (Some(steps), Some(outcomes), Some(codes)) = (text("step"), text("outcome"), text("code")) else {
+            continue;
+        };
+        let open = |at: usize| {
+            let outcome = Outcome::ALL.into_iter().find(|outcome| outcome.as_str() == outcomes.value(at));
+            called(steps.value(at)) && outcome.is_some_and(|outcome| choice.takes(outcome, codes.is_valid(at)))
+        };
+        if (0..batch.num_rows()).any(open) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn flat(step: &str, rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {

@@ -35,10 +35,12 @@ macro_rules! patiently {
     }};
 }
 
-mod chunks;
+pub(crate) mod chunks;
 pub mod inspect;
 mod lease;
 mod process;
+mod retry;
+mod reuse;
 mod stages;
 
 use std::path::PathBuf;
@@ -62,6 +64,7 @@ use crate::local::{Observer, RunError, RunReport};
 use crate::runtime::Engine;
 use lease::Lease;
 pub use process::describe as describe_process;
+pub use retry::RetryChoice;
 
 /// Rows of a chunk where nothing else is said.
 pub const CHUNK_ROWS: usize = 32_768;
@@ -159,6 +162,13 @@ pub enum Task<'a> {
         /// Whether to take it from an owner whose lease has not expired.
         steal: bool,
     },
+    /// A run that ended, some of whose items failed: another version of its result.
+    Retry {
+        /// The run.
+        run: RunId,
+        /// Which items are tried again.
+        choice: RetryChoice,
+    },
 }
 
 /// Runs a workflow durably, or goes on with a run. For one that goes on, `workflow` and `inputs` are those that the
@@ -193,13 +203,14 @@ async fn run_durable(
     };
     let began = Instant::now();
     refuse_what_cannot_be_replayed(&workflow, inputs).map_err(refuse)?;
-    let (run, steal) = match &task {
-        Task::New { run, .. } => (*run, false),
-        Task::Resume { run, steal } => (*run, *steal),
+    let (run, mode) = match &task {
+        Task::New { run, .. } | Task::Resume { run, steal: false } => (*run, AcquireMode::Free),
+        Task::Resume { run, steal: true } => (*run, AcquireMode::Steal),
+        Task::Retry { run, .. } => (*run, AcquireMode::Reopen),
     };
     let earlier = match &task {
         Task::New { .. } => None,
-        Task::Resume { .. } => {
+        Task::Resume { .. } | Task::Retry { .. } => {
             let found =
                 patiently!(durable.store.run(&Scope::all(), run)).map_err(|error| refuse(store_report(&error)))?;
             Some(read_payload(&found).map_err(refuse)?)
@@ -224,7 +235,7 @@ async fn run_durable(
             let new = new_run(run, &workflow, text, &payload, &durable.actor).map_err(refuse)?;
             patiently!(durable.store.submit(&new)).map_err(|error| refuse(store_report(&error)))?;
         }
-        (Task::Resume { .. }, Some(payload)) if payload.files != stamps => {
+        (_, Some(payload)) if payload.files != stamps => {
             let changed: Vec<&str> = payload
                 .files
                 .iter()
@@ -243,9 +254,8 @@ async fn run_durable(
                 .help("a run that goes on would mix two versions; start over with `rowmill resume --restart`"),
             ));
         }
-        (Task::Resume { .. }, _) => {}
+        _ => {}
     }
-    let mode = if steal { AcquireMode::Steal } else { AcquireMode::Free };
     let mut acquired = patiently!(durable.store.acquire(run, &durable.owner, durable.lease, mode));
     if let Ok(Acquired::Held { owner, .. }) = &acquired
         && process::is_dead(owner)
@@ -274,9 +284,18 @@ async fn run_durable(
     };
     let fence = held.fence;
     let lease = Lease::keep(Arc::clone(&durable.store), fence, durable.lease, cancel);
-    let work = stages::Work { engine, durable, compiled: &compiled, inputs, run, version: held.version, fence, began };
+    let choice = match &task {
+        Task::Retry { choice, .. } => Some(*choice),
+        _ => None,
+    };
+    let version = held.version;
+    let mut work =
+        stages::Work { engine, durable, compiled: &compiled, inputs, run, version, fence, began, before: None };
     let outcome = match patiently!(durable.store.start(&fence)) {
-        Ok(()) => work.run(&lease.cancel, observer).await,
+        Ok(()) => match work.look_back(choice).await {
+            Ok(()) => work.run(&lease.cancel, observer).await,
+            Err(stop) => Err(stop),
+        },
         Err(error) => Err(error.into()),
     };
     let ended = lease.end();

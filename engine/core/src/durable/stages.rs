@@ -1,6 +1,6 @@
 //! The stages of a durable run, one after the other: chunks in, chunks through a step, sinks at the end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -27,16 +27,19 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::chunks::{ChunkFile, ChunkScanExec, ChunkWriter, create_folder, read_chunk, write_chunks};
+use super::reuse::Known;
 use super::{Durable, attempt_id, fingerprint, store_report};
 use crate::calls::exec::datafusion_error;
 use crate::calls::{Call, RunScope};
 use crate::compile::check_types::{Body, EdgeKind};
 use crate::compile::cut_segments::Root;
-use crate::compile::plan_segments::optimize_segments;
+use crate::compile::plan_segments::{keep, optimize_segments};
 use crate::compile::{Compiled, Inputs, Planned, PlannedSink};
 use crate::local::{self, ItemsReport, Observer, RunReport};
+use crate::plan::dead_letters::{DeadLettersExec, Letters};
 use crate::plan::edge::Producer;
 use crate::plan::guarded::Guard;
+use crate::plan::meter::MeterExec;
 use crate::runtime::Engine;
 
 /// Why the work ended early.
@@ -93,6 +96,8 @@ pub(super) struct Work<'a> {
     pub(super) version: u32,
     pub(super) fence: Fence,
     pub(super) began: Instant,
+    /// The version of the result before this one.
+    pub(super) before: Option<super::retry::Before>,
 }
 
 /// What the stages of one attempt share.
@@ -179,6 +184,11 @@ impl Work<'_> {
         let optimized = optimize_segments(self.compiled, self.inputs, staged)?;
         let mut planned = Planned::default();
         let mut next_stage = 0;
+        // Steps whose rows are not those of the version before.
+        let mut changed: HashSet<String> = HashSet::new();
+        let mut ledgers: HashMap<String, Vec<PathBuf>> = HashMap::new();
+        // Steps whose outcomes are known when the sinks are sealed.
+        let mut late: Vec<(StageId, Arc<Guard>)> = Vec::new();
         for (segment, logical) in self.compiled.cut.segments.iter().zip(optimized.plans) {
             let plan = state.query_planner().create_physical_plan(&logical, state).await?;
             let Root::Step(name) = &segment.root else {
@@ -186,24 +196,43 @@ impl Work<'_> {
                 continue;
             };
             let Some(step) = self.compiled.steps.get(name) else { continue };
+            let other_input = segment.inputs.iter().any(|input| changed.contains(input));
+            if other_input {
+                changed.insert(name.clone());
+            }
+            let plan = keep(self.compiled, name, plan, &attempt.scope);
             let producer: Arc<dyn ExecutionPlan> = match (&step.body, &step.edge) {
                 // Pure, with one reader: computed where it is read.
                 (Body::Query(_), EdgeKind::Streamed(_)) => plan,
                 (Body::Query(_), _) => {
                     let print = fingerprint(&format!("{name} {}", logical.display_indent()));
-                    let stage = self.stage(&mut next_stage, name, step.class.as_str(), print).await?;
+                    let stage = self.stage(&mut next_stage, name, step.class.as_str(), print.clone()).await?;
                     let schema = plan.schema();
+                    self.take_rows(stage, name, &print, other_input).await?;
                     let chunks = self.rows(attempt, stage, name, plan, None).await?;
                     self.scan(name, &chunks, schema)
                 }
                 // Its outcomes are kept with its rows, so it is a stage whoever reads it.
-                (Body::Guarded(guard), _) => {
+                (Body::Guarded(guard), edge) => {
                     let print = fingerprint(&format!("{name} {}", logical.display_indent()));
-                    let stage = self.stage(&mut next_stage, name, step.class.as_str(), print).await?;
+                    let stage = self.stage(&mut next_stage, name, step.class.as_str(), print.clone()).await?;
                     let ledger = self.stage_folder(stage, name).join(format!("{}.ledger.arrow", self.fence.token));
                     guard.begin(ledger, &attempt.scope.host.redactor)?;
+                    if matches!(edge, EdgeKind::Streamed(_))
+                        && self.compiled.sinks.iter().any(|sink| sink.from == *name)
+                    {
+                        // Its one reader is a sink, which is written anew by each attempt: its rows are not kept in
+                        // chunks as well, and its outcomes are written down when the sink is sealed.
+                        late.push((stage, Arc::clone(guard)));
+                        if let Some(table) = step.edge.table() {
+                            table.connect(Producer::Plan(plan))?;
+                        }
+                        continue;
+                    }
+                    self.take_rows(stage, name, &print, other_input).await?;
                     let schema = plan.schema();
                     let chunks = self.rows(attempt, stage, name, plan, Some(guard.as_ref())).await?;
+                    ledgers.insert(name.clone(), self.ledgers(&chunks));
                     self.scan(name, &chunks, schema)
                 }
                 (Body::Call(call), _) => {
@@ -211,24 +240,85 @@ impl Work<'_> {
                     let input = format!("{name}.input");
                     let stage = self.stage(&mut next_stage, &input, "cpu", print.clone()).await?;
                     let schema = plan.schema();
+                    let same = self.take_rows(stage, &input, &print, other_input).await?;
                     let chunks = self.rows(attempt, stage, &input, plan, None).await?;
                     let kind = call.executor.describe().fingerprint.0;
                     let print = fingerprint(&format!("{name} {print} {kind:?}"));
                     let stage = self.stage(&mut next_stage, name, step.class.as_str(), print).await?;
-                    let (chunks, schema) = self.calls(attempt, stage, call, chunks, &schema).await?;
+                    let (chunks, schema, other) = self.calls(attempt, stage, call, chunks, &schema, !same).await?;
+                    if other {
+                        changed.insert(name.clone());
+                    }
+                    ledgers.insert(name.clone(), self.ledgers(&chunks));
                     self.scan(name, &chunks, schema)
+                }
+                (Body::DeadLetters(of), _) => {
+                    let letters = Letters::Files(ledgers.get(of.as_ref()).cloned().unwrap_or_default());
+                    let exec = DeadLettersExec::new(Arc::clone(of), None, letters, Arc::clone(&step.schema));
+                    let meter = self.compiled.meters.get(name).map_or_else(Arc::default, Arc::clone);
+                    Arc::new(MeterExec::new(Arc::from(name.as_str()), meter, Arc::new(exec)))
                 }
             };
             if let Some(edge) = step.edge.table() {
                 edge.connect(Producer::Plan(producer))?;
             }
         }
-        Ok(local::run_roots(self.engine, self.compiled, &planned, staged, attempt.cancel).await?)
+        let done = local::run_roots(self.engine, self.compiled, &planned, staged, attempt.cancel).await?;
+        for (stage, guard) in late {
+            self.commit_outcomes(attempt, stage, &guard).await?;
+        }
+        Ok(done)
+    }
+
+    /// A stage of which only the outcomes are kept: one chunk without a file.
+    async fn commit_outcomes(&self, attempt: &Attempt<'_>, stage: StageId, guard: &Guard) -> Result<(), Stop> {
+        let payload = self.outcomes(attempt, guard)?;
+        // An attempt that died between here and the end has said the same.
+        if self.is_sealed(stage).await? && !self.committed(stage).await?.is_empty() {
+            return Ok(());
+        }
+        let kept: Option<KeptOutcomes> = serde_json::from_slice(&payload).ok();
+        let counts = kept
+            .as_ref()
+            .map(|kept| StepCounts { step: guard.step.to_string(), counts: store_counts(&kept.counts.outcomes) });
+        if !self.is_sealed(stage).await? {
+            self.status(stage, StageStatus::Running).await?;
+            patiently!(self.durable.store.drop_unsealed_chunks(&self.fence, stage))?;
+            let spec = ChunkSpec {
+                chunk: 0,
+                path: "-".to_owned(),
+                etag: None,
+                size_bytes: None,
+                row_start: None,
+                row_count: None,
+                schema_fingerprint: String::new(),
+                partitions: 1,
+                payload: Vec::new(),
+            };
+            patiently!(self.durable.store.put_chunks(&self.fence, stage, std::slice::from_ref(&spec), true))?;
+        }
+        let meter = self.compiled.meters.get(guard.step.as_ref());
+        let commit = ChunkCommit {
+            chunk: stage.chunk(0),
+            attempt: self.attempt_number(),
+            output: "-".to_owned(),
+            ledger: kept.and_then(|kept| kept.ledger),
+            rows_out: meter.map_or(0, |meter| meter.rows()),
+            bytes_out: meter.map_or(0, |meter| meter.bytes()),
+            counts: counts.into_iter().collect(),
+            payload,
+        };
+        self.commit(std::slice::from_ref(&commit)).await?;
+        self.status(stage, StageStatus::Done).await
     }
 
     fn scan(&self, name: &str, chunks: &[CommittedChunk], schema: SchemaRef) -> Arc<dyn ExecutionPlan> {
         let files = chunks.iter().map(|chunk| self.path(&chunk.commit.output)).collect();
         Arc::new(ChunkScanExec::new(Arc::from(name), files, schema))
+    }
+
+    fn ledgers(&self, chunks: &[CommittedChunk]) -> Vec<PathBuf> {
+        chunks.iter().filter_map(|chunk| chunk.commit.ledger.as_ref()).map(|ledger| self.path(ledger)).collect()
     }
 
     /// Outputs are kept relative to the run's folder, so that the folder can be moved.
@@ -278,8 +368,13 @@ impl Work<'_> {
     async fn stage(&self, next: &mut u32, name: &str, class: &str, print: String) -> Result<StageId, Stop> {
         let id = StageId { version: self.version, stage: *next };
         *next += 1;
-        let stage =
-            NewStage { id, name: name.to_owned(), class: class.to_owned(), fingerprint: print, payload: Vec::new() };
+        let stage = NewStage {
+            id,
+            name: name.to_owned(),
+            class: class.to_owned(),
+            fingerprint: print,
+            payload: self.stage_payload(),
+        };
         match patiently!(self.durable.store.put_stages(&self.fence, std::slice::from_ref(&stage))) {
             Err(rowmill_store::Error::Conflict { .. }) => {
                 let message = format!("run {}: stage `{name}` is not what it was when the run began", self.run);
@@ -292,7 +387,7 @@ impl Work<'_> {
         }
     }
 
-    async fn committed(&self, stage: StageId) -> Result<Vec<CommittedChunk>, Stop> {
+    pub(super) async fn committed(&self, stage: StageId) -> Result<Vec<CommittedChunk>, Stop> {
         let mut all = Vec::new();
         let mut page = PageRequest::first(10_000);
         loop {
@@ -305,7 +400,7 @@ impl Work<'_> {
         }
     }
 
-    async fn manifest(&self, stage: StageId) -> Result<Vec<ChunkSpec>, Stop> {
+    pub(super) async fn manifest(&self, stage: StageId) -> Result<Vec<ChunkSpec>, Stop> {
         let mut all = Vec::new();
         let mut page = PageRequest::first(10_000);
         loop {
@@ -318,7 +413,7 @@ impl Work<'_> {
         }
     }
 
-    async fn is_sealed(&self, stage: StageId) -> Result<bool, Stop> {
+    pub(super) async fn is_sealed(&self, stage: StageId) -> Result<bool, Stop> {
         let stages = patiently!(self.durable.store.stages(self.run, self.version))?;
         Ok(stages.iter().any(|known| known.id == stage && known.chunk_count.is_some()))
     }
@@ -386,12 +481,7 @@ impl Work<'_> {
                 }
             })
             .collect();
-        for commits in commits.chunks(1000) {
-            let results = patiently!(self.durable.store.commit_chunks(&self.fence, commits))?;
-            if results.contains(&CommitResult::Fenced) {
-                return Err(Stop::Lost);
-            }
-        }
+        self.commit(&commits).await?;
         self.status(stage, StageStatus::Done).await?;
         self.committed(stage).await
     }
@@ -464,7 +554,8 @@ impl Work<'_> {
         Ok(files)
     }
 
-    /// A stage of calls: every chunk through the step operator, each committed for itself.
+    /// A stage of calls: every chunk through the step operator, each committed for itself. The answer tells also whether
+    /// its rows are other ones than in the version before; `changed` says so of its input.
     async fn calls(
         &self,
         attempt: &Attempt<'_>,
@@ -472,7 +563,8 @@ impl Work<'_> {
         call: &Arc<Call>,
         input: Vec<CommittedChunk>,
         schema: &SchemaRef,
-    ) -> Result<(Vec<CommittedChunk>, SchemaRef), Stop> {
+        changed: bool,
+    ) -> Result<(Vec<CommittedChunk>, SchemaRef, bool), Stop> {
         let wrong = |message: String| Stop::Report(Box::new(Diagnostic::error("RM0705", message)));
         let operator = attempt.scope.operator(call, schema).map_err(wrong)?;
         if !self.is_sealed(stage).await? {
@@ -492,6 +584,8 @@ impl Work<'_> {
                 .collect();
             patiently!(self.durable.store.put_chunks(&self.fence, stage, &specs, true))?;
         }
+        let (known, changed) = self.known(stage, call, &attempt.scope.host.redactor, changed).await?;
+        let known = Arc::new(known);
         let done: BTreeMap<u64, CommittedChunk> =
             self.committed(stage).await?.into_iter().map(|chunk| (chunk.commit.chunk.chunk, chunk)).collect();
         if done.len() < input.len() {
@@ -510,7 +604,7 @@ impl Work<'_> {
         let open: Vec<BoxFuture<'_, Result<(), Stop>>> = input
             .iter()
             .filter(|chunk| !done.contains_key(&chunk.commit.chunk.chunk))
-            .map(|chunk| self.chunk(attempt, stage, call, &operator, chunk).boxed())
+            .map(|chunk| self.chunk(attempt, stage, call, &operator, chunk, &known).boxed())
             .collect();
         let work = futures::stream::iter(open).buffer_unordered(self.durable.chunks_in_flight.max(1));
         let outcome = work.try_collect::<Vec<()>>().await;
@@ -526,7 +620,7 @@ impl Work<'_> {
             let message = format!("step `{}`: {} of {} chunks are committed", call.step, chunks.len(), input.len());
             return Err(Stop::Report(Box::new(Diagnostic::error("RM0900", message).fault(Fault::Internal))));
         }
-        Ok((chunks, Arc::clone(operator.schema())))
+        Ok((chunks, Arc::clone(operator.schema()), changed))
     }
 
     async fn chunk(
@@ -536,13 +630,16 @@ impl Work<'_> {
         call: &Arc<Call>,
         operator: &Arc<StepOperator>,
         input: &CommittedChunk,
+        known: &Arc<Known>,
     ) -> Result<(), Stop> {
         let number = input.commit.chunk.chunk;
         let id = stage.chunk(number);
         let log = patiently!(ChunkLog::open(&attempt.effects, id))?;
         let path = self.path(&input.commit.output);
-        let read = tokio::task::spawn_blocking(move || read_chunk(&path)).await;
-        let batches = read.map_err(|error| DataFusionError::ExecutionJoin(Box::new(error)))??;
+        let known = Arc::clone(known);
+        let read =
+            tokio::task::spawn_blocking(move || Ok::<_, DataFusionError>((read_chunk(&path)?, known.earlier(number)?)));
+        let (batches, earlier) = read.await.map_err(|error| DataFusionError::ExecutionJoin(Box::new(error)))??;
         let schema = batches.first().map(RecordBatch::schema);
         let folder = self.stage_folder(stage, &call.step);
         let output = folder.join(format!("{number:06}-{}.arrow", self.fence.token));
@@ -555,6 +652,7 @@ impl Work<'_> {
             ledger: Arc::clone(&ledger),
             tally: Arc::clone(&tally),
             log: Some(log),
+            earlier,
         };
         let batches = futures::stream::iter(batches.into_iter().map(Ok::<_, BoxError>)).boxed();
         let mut rows = operator.run(scope, batches);

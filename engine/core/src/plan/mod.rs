@@ -1,7 +1,9 @@
 //! Plan nodes of our own: step boundaries, edges between segments, spools, guarded steps, generated rows.
 
+pub mod dead_letters;
 pub mod edge;
 pub mod guarded;
+pub mod kept;
 pub mod meter;
 pub mod planner;
 pub mod range;

@@ -12,6 +12,7 @@ use crate::compile::Reports;
 use crate::compile::bind_values::Bound;
 use crate::compile::check_types::Checked;
 use crate::compile::open_sources::OpenedSources;
+use crate::compile::resolve_names::letters_name;
 use crate::sources::format::{from_name, word};
 use crate::sources::locate::{Location, locate};
 use crate::sources::stores::{StoreOptions, store_for};
@@ -157,13 +158,10 @@ fn target(
         let report = *error("RM0509", "csv is written with doubled quotes; `escape` is for reading".to_owned());
         return Err(Box::new(report.help("leave `escape` out of the sink's `csv`")));
     }
-    let from = workflow
-        .steps
-        .keys()
-        .chain(workflow.sources.keys())
-        .find(|declared| declared.to_lowercase() == sink.from.to_lowercase())
-        .unwrap_or(&sink.from)
-        .clone();
+    let declared = workflow.steps.keys().chain(workflow.sources.keys());
+    let declared = declared.filter(|declared| declared.to_lowercase() == sink.from.to_lowercase()).cloned();
+    let letters = letters_name(workflow, &sink.from).map(|(_, name)| name);
+    let from = declared.chain(letters).next().unwrap_or_else(|| sink.from.value.clone());
     if let Some(local) = location.is_local().then(|| location.local_path()).flatten() {
         check_local(&local, directory).map_err(|problem| error("RM0510", problem))?;
     }

@@ -229,6 +229,7 @@ pub(super) fn scope(operator: &StepOperator, place: u32, log: Option<ChunkLog>) 
         ledger: Arc::new(Ledger::new(&input_schema(), path)),
         tally: Arc::new(Tally::part_of(operator.tally())),
         log,
+        earlier: None,
     }
 }
 

@@ -14,7 +14,7 @@ use crate::span::{Span, Spanned};
 use crate::suggest::listed;
 
 /// What `sql` steps take of the settings about items: the engine runs them as part of its own plans.
-const SQL_TAKES: &[&str] = &["on_error", "max_errors"];
+const SQL_TAKES: &[&str] = &["on_error", "max_errors", "cache"];
 
 impl Checker<'_> {
     pub(super) fn step(&mut self, step: &Step) {
@@ -201,9 +201,32 @@ impl Checker<'_> {
         }
     }
 
+    /// A SQL step's result is kept whole, on disk, by what it hangs on.
+    fn result_cache(&mut self, step: &Step, cache: &Spanned<CachePolicy>) {
+        let name = &step.name.value;
+        let key = cache.key.iter().flatten().next().map(|key| key.span);
+        let tier = cache.tier.as_ref().filter(|tier| tier.value != CacheTier::Disk).map(|tier| tier.span);
+        let size = cache.max_size.as_ref().map(|size| size.span);
+        let connection = cache.connection.as_ref().map(|connection| connection.span);
+        let places = [("key", key), ("tier", tier), ("max_size", size), ("connection", connection)];
+        for (setting, place) in places.into_iter().filter_map(|(setting, place)| Some((setting, place?))) {
+            let message = format!("`{setting}` does not apply to the cache of `{name}`, whose result is kept whole");
+            let report = Diagnostic::error(codes::NOT_APPLICABLE, message).at(place, "");
+            self.report(report.help("a `sql` step takes `cache: {ttl: ...}`; it is kept on disk, within `cache.disk`"));
+        }
+        if step.items.on_error.is_some() || step.items.max_errors.is_some() {
+            let message = format!("the result of step `{name}` cannot be kept: it has an error policy");
+            let report = Diagnostic::error(codes::BAD_COMBINATION, message).at(cache.span, "");
+            self.report(report.help("put the conversions that may fail into a step of their own, without `cache`"));
+        }
+    }
+
     fn cache(&mut self, step: &Step, cache: &Spanned<CachePolicy>) {
         let name = &step.name.value;
         self.duration(name, "ttl", cache.ttl.as_ref(), true);
+        if let StepKind::Sql(_) = &step.kind {
+            return self.result_cache(step, cache);
+        }
         if let Some(effects) = step.items.effects.as_ref().filter(|effects| effects.value == Effects::Once) {
             let report = Diagnostic::error(
                 codes::BAD_COMBINATION,

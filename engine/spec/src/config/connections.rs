@@ -212,7 +212,7 @@ pub(crate) const LIMITS: &[ConnectionKey] = &[
         "limits.burst",
         Kind::Count(1_000_000),
         None,
-        "How many may go at once after a pause; one second's worth where it is not set.",
+        "How many may go at once after a pause; what comes in 10 ms, and at least 1, where it is not set.",
     ),
     key("limits.tokens_per_minute", Kind::Count(1_000_000_000_000), None, "Tokens in a minute."),
     key(

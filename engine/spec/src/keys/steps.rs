@@ -43,7 +43,11 @@ pub(crate) const STEP: Table = Table {
             Shape::Count(1),
             "Requests, queries or programs at once; by the step's kind where absent. Not for `sql`.",
         ),
-        key("cache", Shape::Object(&CACHE), "Keeps answers, so that equal items are not asked again. Not for `sql`."),
+        key(
+            "cache",
+            Shape::Object(&CACHE),
+            "Keeps answers, so that equal items are not asked again; of a `sql` step the whole result (`ttl` only).",
+        ),
         key("order", Shape::Word(RowOrder::WORDS), "In which order rows come out (`input`). Not for `sql`."),
         key("resources", Shape::Object(&RESOURCES), "What the step needs."),
         key("description", Shape::Text, "A sentence for people."),

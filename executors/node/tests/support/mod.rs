@@ -36,7 +36,11 @@ pub(crate) fn handshake() -> Handshake {
 
 /// A scheduler whose times fit tests.
 pub(crate) fn options() -> Options {
-    Options { queue_timeout: Duration::from_secs(60), ..Options::local(handshake()) }
+    Options {
+        queue_timeout: Duration::from_secs(60),
+        executor_timeout: Duration::from_secs(4),
+        ..Options::local(handshake())
+    }
 }
 
 /// The TPC-H tables as Parquet, made once for this process.

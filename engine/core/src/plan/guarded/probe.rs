@@ -9,9 +9,9 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, new_null_array};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, UInt32Array, new_null_array};
 use arrow::buffer::NullBuffer;
-use arrow::compute::{concat, nullif};
+use arrow::compute::{concat, nullif, take_record_batch};
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, UInt32Type};
 use arrow::error::ArrowError;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
@@ -214,7 +214,7 @@ impl Probe {
         let mut made: Vec<ArrayRef> = Vec::new();
         let mut open = vec![(0, values.num_rows())];
         while let Some((from, length)) = open.pop() {
-            let part = values.slice(from, length);
+            let part = part(values, from, length)?;
             match self.evaluate_whole(&part) {
                 Ok(values) => made.push(values),
                 Err(error) if !blames_row(&error) => return Err(error),
@@ -307,6 +307,15 @@ impl Eq for Probe {}
 impl Hash for Probe {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.typed.hash(state);
+    }
+}
+
+/// Some rows of a batch. A slice of lists keeps the values of all of them, which casts would go over; so those are copied.
+fn part(values: &RecordBatch, from: usize, length: usize) -> Result<RecordBatch> {
+    let part = values.slice(from, length);
+    match values.columns().iter().any(|column| column.data_type().is_nested()) {
+        true => Ok(take_record_batch(&part, &UInt32Array::from_iter_values(0..u32::try_from(length).unwrap_or(0)))?),
+        false => Ok(part),
     }
 }
 

@@ -1,0 +1,256 @@
+//! `rowmill retry`: items that failed are tried again, what hangs on them is made anew, and nothing else is repeated.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::Value;
+
+use crate::service::{Service, number};
+use crate::support::Scratch;
+
+const WORKFLOW: &str = "
+rowmill: 1
+name: retried
+durable: true
+sources: {numbers: {range: {end: 200}}}
+steps:
+  asked:
+    http: {from: numbers, connection: api, path: '/item/{value}', response: {answer: {json: /answer, type: int64}}}
+    on_error: dead_letter
+  booked:
+    http: {from: asked, connection: api, method: POST, path: '/book/{value}', response: {receipt: {json: /answer, type: int64}}}
+    effects: once
+    on_error: dead_letter
+  sums: {sql: 'SELECT value % 10 AS bucket, sum(answer) AS total FROM booked GROUP BY value % 10'}
+  told:
+    http: {from: sums, connection: api, path: '/sum/{bucket}/{total}', response: {said: {json: /answer, type: int64}}}
+    on_error: {default: {said: -1}}
+sinks:
+  rows: {from: booked, path: rows.csv}
+  told: {from: told, path: told.csv}
+";
+
+fn counted(seen: &[String]) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for request in seen {
+        *counts.entry(request.clone()).or_default() += 1;
+    }
+    counts
+}
+
+fn lines(text: &str) -> Vec<&str> {
+    let mut lines: Vec<&str> = text.lines().skip(1).collect();
+    lines.sort_unstable();
+    lines
+}
+
+#[test]
+fn failed_items_are_tried_again_and_nothing_else_is() {
+    let mended = Arc::new(AtomicBool::new(false));
+    let state = Arc::clone(&mended);
+    let service = Service::start(move |path, _| {
+        let mended = state.load(Ordering::SeqCst);
+        let answer = |value: u64| (200, format!("{{\"answer\": {value}}}"));
+        match path {
+            _ if path.starts_with("/item/") && number(path) % 50 == 17 && !mended => (404, String::new()),
+            "/book/30" if !mended => (400, "{\"error\": \"closed\"}".to_owned()),
+            _ if path.starts_with("/sum/4/") && !mended => (422, String::new()),
+            _ => answer(number(path)),
+        }
+    });
+    let space = Scratch::new();
+    space.write("flow.yaml", WORKFLOW);
+    space.write("rowmill.yaml", format!("{}state: {{chunk_rows: 30}}\n", service.configuration("")));
+    let done = space.rowmill(&["run", "flow.yaml"]);
+    assert_eq!(done.code, 3, "{}{}", done.out, done.err);
+    let read = |name: &str| std::fs::read_to_string(space.path(name)).unwrap();
+    assert_eq!(read("rows.csv").lines().count(), 1 + 195);
+    let first = read("rows.csv");
+
+    // Nothing is mended yet: the same items fail again, under a version of their own, and no result is lost.
+    let before = service.seen().len();
+    let same = space.rowmill(&["retry", "last"]);
+    assert_eq!(same.code, 3, "{}{}", same.out, same.err);
+    assert_eq!(read("rows.csv"), first);
+    assert_eq!(service.seen().len() - before, 4 + 1 + 1, "only what failed was sent");
+    assert_eq!(lines(&read("told.csv"))[4], "4,1980,-1");
+
+    mended.store(true, Ordering::SeqCst);
+    let before = service.seen().len();
+    let done = space.rowmill(&["retry", "last", "--output", "json"]);
+    assert_eq!(done.code, 0, "{}{}", done.out, done.err);
+    let report: Value = serde_json::from_str(&done.out).unwrap();
+    for (step, items) in [("asked", 200), ("booked", 200), ("told", 10)] {
+        let step = report["items"].as_array().unwrap().iter().find(|items| items["step"] == step).unwrap();
+        assert_eq!(step["outcomes"]["ok"], items, "{step}");
+    }
+    let new = counted(&service.seen()[before..]);
+    let expected: BTreeMap<String, usize> = [
+        "GET /item/17",
+        "GET /item/67",
+        "GET /item/117",
+        "GET /item/167",
+        "POST /book/17",
+        "POST /book/67",
+        "POST /book/117",
+        "POST /book/167",
+        "POST /book/30",
+        "GET /sum/7/2040",
+        "GET /sum/0/1900",
+        "GET /sum/4/1980",
+    ]
+    .map(|request| (request.to_owned(), 1))
+    .into();
+    assert_eq!(new, expected);
+    let rows = read("rows.csv");
+    assert_eq!(rows.lines().count(), 201);
+    let wanted: Vec<String> = (0..200).map(|value| format!("{value},{value},{value}")).collect();
+    let mut wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
+    wanted.sort_unstable();
+    assert_eq!(lines(&rows), wanted);
+    // The rows are where they would have been.
+    let places: Vec<u64> = rows.lines().skip(1).map(|row| row.split(',').next().unwrap().parse().unwrap()).collect();
+    assert!(places.is_sorted(), "{places:?}");
+    assert_eq!(lines(&read("told.csv")).len(), 10);
+
+    let over = space.rowmill(&["retry", "last"]);
+    assert_eq!(over.code, 1, "{}", over.err);
+    assert!(over.err.contains("RM0809"), "{}", over.err);
+    let items = space.rowmill(&["items", "last", "--format", "csv"]);
+    assert_eq!(items.out.lines().count(), 1, "{}", items.out);
+}
+
+#[test]
+fn rows_of_a_lookup_are_used_again_below_a_step_that_changed() {
+    let mended = Arc::new(AtomicBool::new(false));
+    let state = Arc::clone(&mended);
+    let service = Service::start(move |path, _| match number(path) % 7 == 3 && !state.load(Ordering::SeqCst) {
+        true => (404, String::new()),
+        false => (200, format!("{{\"answer\": {}}}", number(path) % 5)),
+    });
+    let space = Scratch::new();
+    let database = space.path("t.db");
+    let fill = "import sqlite3,sys; d=sqlite3.connect(sys.argv[1]); d.execute('create table t(k integer, v text)'); \
+                d.executemany('insert into t values(?,?)',[(1,'a'),(1,'b'),(3,'c'),(4,'d'),(4,'d')]); d.commit()";
+    let empty =
+        "import sqlite3,sys; d=sqlite3.connect(sys.argv[1]); d.execute('update t set v = \\'other\\''); d.commit()";
+    let python = |script: &str| {
+        let made = std::process::Command::new("python3").args(["-c", script]).arg(&database).status().unwrap();
+        assert!(made.success());
+    };
+    python(fill);
+    space.write(
+        "rowmill.yaml",
+        format!(
+            "{}  db: {{kind: sqlite, url: \"sqlite:{}\"}}\nstate: {{chunk_rows: 20}}\n",
+            service.configuration(""),
+            database.display()
+        ),
+    );
+    space.write(
+        "flow.yaml",
+        "
+rowmill: 1
+name: looked-up
+durable: true
+sources: {numbers: {range: {end: 100}}}
+steps:
+  twice: {sql: 'SELECT value FROM numbers UNION ALL SELECT value FROM numbers WHERE value > 90'}
+  asked:
+    http: {from: twice, connection: api, path: '/item/{value}', response: {answer: {json: /answer, type: int64}}}
+    on_error: dead_letter
+  found:
+    lookup: {from: asked, connection: db, query: 'SELECT v FROM t WHERE k = {answer}', types: {v: string}, on_missing: skip, matches: all}
+sinks: {out: {from: found, path: out.csv}}
+",
+    );
+    let done = space.rowmill(&["run", "flow.yaml"]);
+    assert_eq!(done.code, 3, "{}{}", done.out, done.err);
+    let first = std::fs::read_to_string(space.path("out.csv")).unwrap();
+    // Rows that were looked up before keep what was found then; only new ones see the table as it is now.
+    python(empty);
+    mended.store(true, Ordering::SeqCst);
+    let done = space.rowmill(&["retry", "last"]);
+    assert_eq!(done.code, 0, "{}{}", done.out, done.err);
+    let second = std::fs::read_to_string(space.path("out.csv")).unwrap();
+    // Equal calls are one to another: which of the items that read one answer gets an old result is not told.
+    let of_call = |line: &str| line.split_once(',').unwrap().1.to_owned();
+    let of_item = |line: &str| line.split(',').next().unwrap().to_owned();
+    let mut items: Vec<String> = first.lines().skip(1).map(of_item).collect();
+    let mut wanted: Vec<String> = first.lines().skip(1).map(of_call).collect();
+    let failed = (0..100u64).chain(91..100).filter(|value| value % 7 == 3);
+    for value in failed {
+        let matches = match value % 5 {
+            1 | 4 => 2,
+            3 => 1,
+            _ => 0,
+        };
+        wanted.extend(std::iter::repeat_n(format!("{},other", value % 5), matches));
+        items.extend(std::iter::repeat_n(value.to_string(), matches));
+    }
+    let sorted = |mut lines: Vec<String>| {
+        lines.sort_unstable();
+        lines
+    };
+    assert_eq!(sorted(second.lines().skip(1).map(of_call).collect()), sorted(wanted));
+    assert_eq!(sorted(second.lines().skip(1).map(of_item).collect()), sorted(items));
+}
+
+#[test]
+fn dead_letters_have_a_sink() {
+    let service = Service::start(|path, _| match number(path) % 40 == 7 {
+        true => (422, "no".to_owned()),
+        false => (200, format!("{{\"answer\": {}}}", number(path))),
+    });
+    let flow = "
+rowmill: 1
+name: letters
+sources: {numbers: {range: {end: 200}}}
+steps:
+  words: {sql: 'SELECT value, CASE WHEN value = 150 THEN NULL ELSE value * 10 END AS ten FROM numbers'}
+  asked:
+    http: {from: words, connection: api, path: '/item/{value}', response: {answer: {json: /answer, type: int64}}}
+    on_error: dead_letter
+  parsed:
+    sql: SELECT value, 10 / (value % 100) AS part FROM asked
+    on_error: dead_letter
+sinks:
+  good: {from: parsed, path: good.csv}
+  bad: {from: asked.dead_letters, path: bad.json}
+  odd: {from: Parsed.Dead_Letters, path: odd.csv}
+";
+    for durable in [false, true] {
+        let space = Scratch::new();
+        space.write("flow.yaml", flow);
+        space.write("rowmill.yaml", service.configuration(""));
+        let arguments = if durable { vec!["run", "flow.yaml", "--durable"] } else { vec!["run", "flow.yaml"] };
+        let done = space.rowmill(&arguments);
+        assert_eq!(done.code, 3, "{}{}", done.out, done.err);
+        let read = |name: &str| std::fs::read_to_string(space.path(name)).unwrap();
+        let bad = read("bad.json");
+        let letters: Vec<Value> = bad.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(letters.len(), 5, "{bad}");
+        let one = letters.iter().find(|letter| letter["value"] == 47).unwrap();
+        assert_eq!((one["ten"].as_i64(), one["error_code"].as_str()), (Some(470), Some("status")), "{one}");
+        assert_eq!(one["error_status"], 422);
+        assert_eq!(one["error_attempts"], 1);
+        let odd = read("odd.csv");
+        assert_eq!(odd.lines().count(), 1 + 2, "{odd}");
+        assert!(odd.lines().any(|line| line.starts_with("100,") && line.contains("division by zero")), "{odd}");
+        assert_eq!(read("good.csv").lines().count(), 1 + 193);
+    }
+    // They are the only thing that anybody reads of the step.
+    let space = Scratch::new();
+    let only = flow.replace("  good: {from: parsed, path: good.csv}\n", "").replace("  odd: {from: Parsed", "  #");
+    space.write("flow.yaml", &only);
+    space.write("rowmill.yaml", service.configuration(""));
+    let done = space.rowmill(&["run", "flow.yaml"]);
+    assert_eq!(done.code, 3, "{}{}", done.out, done.err);
+    assert_eq!(std::fs::read_to_string(space.path("bad.json")).unwrap().lines().count(), 5);
+    // Who puts nothing aside has none.
+    space.write("flow.yaml", only.replace("on_error: dead_letter", "on_error: skip"));
+    let done = space.rowmill(&["check", "flow.yaml"]);
+    assert_eq!(done.code, 1, "{}{}", done.out, done.err);
+    assert!(done.err.contains("RM0204") && done.err.contains("on_error: dead_letter"), "{}", done.err);
+}

@@ -1,0 +1,421 @@
+//! The version of a run's result before the one that is made: what of it is used again.
+//!
+//! A retry makes every stage anew under the next version. A stage whose input is what it was takes over chunks and
+//! commits as they are; of a stage of calls, chunks with items that failed go through the step operator again, which is
+//! told what became of all the others ([`rowmill_items::Earlier`]). Below such a step the input is another one, and
+//! cut elsewhere; there, items are found again by the values that their step reads: equal items are equal calls, and
+//! each earlier result is used once, in the order of the rows. So no call is repeated that was answered, a `once` call
+//! among them, and an item that failed goes out under the key that it had.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, UInt32Array, UInt64Array};
+use arrow::compute::interleave_record_batch;
+use arrow::datatypes::{SchemaRef, UInt16Type, UInt32Type, UInt64Type};
+use arrow::error::ArrowError;
+use arrow::row::{RowConverter, SortField};
+use datafusion::common::{DataFusionError, Result, internal_err};
+use rowmill_cache::{CacheKey, keys};
+use rowmill_items::{Earlier, Fate, read_ledger};
+use rowmill_step::{Cardinality, Failure, FailureCode, Fingerprint, ItemIds, Outcome, Redactor, Sent};
+use rowmill_store::{ChunkSpec, CommittedChunk, Stage};
+use serde::{Deserialize, Serialize};
+
+use super::chunks::read_whole;
+
+/// Chunks of one stage that item identities can tell apart, and versions that they leave room for.
+const CHUNK_BITS: u32 = 24;
+
+/// What is tried again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetryChoice {
+    /// Also `once` calls of which nobody knows whether they happened.
+    pub unknown: bool,
+}
+
+impl RetryChoice {
+    /// Whether an item of this outcome is tried again. Rows that the step itself was told to drop have no failure.
+    pub(super) fn takes(self, outcome: Outcome, failed: bool) -> bool {
+        match outcome {
+            Outcome::Unknown => self.unknown,
+            Outcome::Failed | Outcome::DeadLettered | Outcome::Defaulted => true,
+            Outcome::Skipped => failed,
+            _ => false,
+        }
+    }
+}
+
+/// The version before, by the names of its stages.
+#[derive(Debug, Default)]
+pub(super) struct Before {
+    pub(super) stages: HashMap<String, StageBefore>,
+    pub(super) choice: RetryChoice,
+}
+
+/// A stage of the version before.
+#[derive(Debug)]
+pub(super) struct StageBefore {
+    pub(super) stage: Stage,
+    pub(super) manifest: Vec<ChunkSpec>,
+    pub(super) committed: Vec<CommittedChunk>,
+}
+
+/// Where an item was in the version before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    chunk: u32,
+    row: u32,
+}
+
+/// What the calls of one step need to know of a chunk in order to use it again.
+#[derive(Debug, Clone)]
+pub(super) struct CallShape {
+    /// The run's folder.
+    pub(super) folder: PathBuf,
+    /// Columns of the input that the step reads.
+    pub(super) reads: Vec<String>,
+    /// Rows for an item.
+    pub(super) cardinality: Cardinality,
+    /// Makes the texts of old failures clean again.
+    pub(super) redactor: Redactor,
+    /// What is tried again.
+    pub(super) choice: RetryChoice,
+}
+
+/// A chunk of the version before, taken apart.
+struct ChunkBefore {
+    /// The step's columns of all its rows.
+    rows: RecordBatch,
+    fates: Vec<Fate>,
+    /// Identities of the items that its ledger lists, by row.
+    ids: BTreeMap<u32, (u32, u64)>,
+}
+
+/// An entry of a ledger.
+struct Entry {
+    outcome: Outcome,
+    failure: Option<Failure>,
+    attempts: u32,
+    id: (u32, u64),
+}
+
+impl CallShape {
+    /// Whether a committed chunk holds items that are tried again.
+    pub(super) fn has_open(&self, chunk: &CommittedChunk) -> Result<bool> {
+        let Some(ledger) = &chunk.commit.ledger else { return Ok(false) };
+        let (_, batches) = read_ledger(&self.folder.join(ledger)).map_err(unreadable)?;
+        for batch in batches {
+            let entries = self.entries(&batch)?;
+            if entries.iter().any(|entry| self.choice.takes(entry.outcome, entry.failure.is_some())) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// What is known of a chunk whose input is what it was.
+    pub(super) fn of_same(&self, spec: &ChunkSpec, chunk: &CommittedChunk) -> Result<Earlier> {
+        let before = self.chunk(spec, chunk)?;
+        let number = u32::try_from(spec.chunk).unwrap_or(u32::MAX);
+        let id = |row: usize| before.ids.get(&(row as u32)).copied().unwrap_or((number, row as u64));
+        let ids: Vec<(u32, u64)> = (0..before.fates.len()).map(id).collect();
+        Ok(Earlier { rows: before.rows, fates: before.fates, ids: columns_of(&ids) })
+    }
+
+    /// Takes a chunk of the version before apart.
+    fn chunk(&self, spec: &ChunkSpec, chunk: &CommittedChunk) -> Result<ChunkBefore> {
+        let input = read_whole(&self.folder.join(&spec.path))?;
+        let output = read_whole(&self.folder.join(&chunk.commit.output))?;
+        let lost = self.lost(&input, spec, chunk)?;
+        let width = input.num_columns().min(output.num_columns());
+        let added: Vec<usize> = (width..output.num_columns()).collect();
+        let rows = output.project(&added)?;
+        let mut fates: Vec<Fate> = Vec::with_capacity(input.num_rows());
+        let mut ids = BTreeMap::new();
+        // How many rows each item gave.
+        let counts = match self.cardinality {
+            Cardinality::OneToOne => None,
+            Cardinality::FanOut => Some(fan_out(&input, &output, &lost)?),
+        };
+        let mut next = 0u32;
+        for row in 0..input.num_rows() as u32 {
+            let entry = lost.get(&row);
+            let given = match (&counts, entry) {
+                (Some(counts), _) => counts.get(row as usize).copied().unwrap_or(0),
+                (None, None) => 1,
+                (None, Some(entry)) => u32::from(entry.outcome == Outcome::Defaulted),
+            };
+            let range = next..next + given;
+            next += given;
+            fates.push(match entry {
+                None => Fate::Rows(range),
+                Some(entry) if self.choice.takes(entry.outcome, entry.failure.is_some()) => Fate::Open,
+                Some(entry) => {
+                    Fate::Lost { outcome: entry.outcome, failure: entry.failure.clone(), attempts: entry.attempts }
+                }
+            });
+            if let Some(entry) = entry {
+                ids.insert(row, entry.id);
+            }
+        }
+        if next as usize != rows.num_rows() {
+            let message = format!(
+                "{}: its {} rows are not those of the {} items that it was made of",
+                chunk.commit.output,
+                rows.num_rows(),
+                input.num_rows()
+            );
+            return Err(damaged(message));
+        }
+        Ok(ChunkBefore { rows, fates, ids })
+    }
+
+    /// The items of a chunk's ledger by row. An identity that is not a place in this chunk comes from an earlier
+    /// version; that item is the first of equal values that is not taken.
+    fn lost(&self, input: &RecordBatch, spec: &ChunkSpec, chunk: &CommittedChunk) -> Result<BTreeMap<u32, Entry>> {
+        let mut lost = BTreeMap::new();
+        let Some(ledger) = &chunk.commit.ledger else { return Ok(lost) };
+        let (_, batches) = read_ledger(&self.folder.join(ledger)).map_err(unreadable)?;
+        let place = u32::try_from(spec.chunk).unwrap_or(u32::MAX);
+        let mut elsewhere: Vec<(CacheKey, Entry)> = Vec::new();
+        let mask = (1 << CHUNK_BITS) - 1;
+        let of_input = self.keys(input, input.num_rows())?;
+        for batch in batches {
+            let items = match batch.column_by_name("item").and_then(|items| items.as_struct_opt()) {
+                Some(items) => RecordBatch::from(items.clone()),
+                None => return Err(damaged(format!("{ledger}: it has no column `item`"))),
+            };
+            let keys = self.keys(&items, batch.num_rows())?;
+            for (entry, key) in self.entries(&batch)?.into_iter().zip(keys) {
+                let (file, row) = entry.id;
+                let fits = file & mask == place & mask && of_input.get(row as usize) == Some(&key);
+                match u32::try_from(row) {
+                    Ok(row) if fits && !lost.contains_key(&row) => {
+                        lost.insert(row, entry);
+                    }
+                    _ => elsewhere.push((key, entry)),
+                }
+            }
+            if elsewhere.is_empty() {
+                continue;
+            }
+            let mut rows: HashMap<CacheKey, Vec<u32>> = HashMap::new();
+            for (row, key) in of_input.iter().enumerate().rev() {
+                rows.entry(*key).or_default().push(row as u32);
+            }
+            for (key, entry) in elsewhere.drain(..) {
+                let free = loop {
+                    match rows.get_mut(&key).and_then(Vec::pop) {
+                        Some(row) if lost.contains_key(&row) => {}
+                        row => break row,
+                    }
+                };
+                match free {
+                    Some(row) => lost.insert(row, entry),
+                    None => return Err(damaged(format!("{ledger}: it lists an item that is not in {}", spec.path))),
+                };
+            }
+        }
+        Ok(lost)
+    }
+
+    fn entries(&self, batch: &RecordBatch) -> Result<Vec<Entry>> {
+        let column =
+            |name: &str| batch.column_by_name(name).ok_or_else(|| damaged(format!("a ledger has no column `{name}`")));
+        let file = column("file")?.as_primitive::<UInt32Type>();
+        let row = column("row")?.as_primitive::<UInt64Type>();
+        let attempts = column("attempts")?.as_primitive::<UInt32Type>();
+        let status = column("status")?.as_primitive::<UInt16Type>();
+        let (outcomes, codes) = (column("outcome")?.as_string::<i32>(), column("code")?.as_string::<i32>());
+        let messages = column("message")?.as_string::<i32>();
+        (0..batch.num_rows())
+            .map(|at| {
+                let word = outcomes.value(at);
+                let outcome = Outcome::ALL.into_iter().find(|outcome| outcome.as_str() == word);
+                let outcome = outcome.ok_or_else(|| damaged(format!("a ledger has the outcome `{word}`")))?;
+                let failure = codes.is_valid(at).then(|| {
+                    let code = FailureCode::from_name(codes.value(at)).unwrap_or(FailureCode::Internal);
+                    let message = if messages.is_valid(at) { messages.value(at) } else { "" };
+                    let failure = Failure::new(code, message, &self.redactor).retryable(false).sent(Sent::Maybe);
+                    if status.is_valid(at) { failure.status(status.value(at)) } else { failure }
+                });
+                Ok(Entry { outcome, failure, attempts: attempts.value(at), id: (file.value(at), row.value(at)) })
+            })
+            .collect()
+    }
+
+    /// What items are known by: the values that their step reads.
+    fn keys(&self, batch: &RecordBatch, rows: usize) -> Result<Vec<CacheKey>> {
+        let mut columns: Vec<ArrayRef> = Vec::with_capacity(self.reads.len());
+        for name in &self.reads {
+            match batch.column_by_name(name) {
+                Some(column) => columns.push(Arc::clone(column)),
+                None => return internal_err!("a chunk has no column `{name}`"),
+            }
+        }
+        let none = Fingerprint(Default::default());
+        keys("", &none, &columns, rows).map_err(|error| DataFusionError::External(Box::new(error)))
+    }
+}
+
+/// The items of a stage of the version before, found by what their step reads.
+pub(super) struct Index {
+    shape: CallShape,
+    specs: HashMap<u32, ChunkSpec>,
+    chunks: HashMap<u32, CommittedChunk>,
+    /// For each chunk of the new version, where each of its items was.
+    places: HashMap<u64, Vec<Option<Place>>>,
+    version: u32,
+}
+
+impl Index {
+    /// Pairs the items of the new chunks, in their order, with those of the version before.
+    pub(super) fn build(shape: CallShape, before: &StageBefore, new: &[ChunkSpec], version: u32) -> Result<Self> {
+        let number = |chunk: u64| u32::try_from(chunk).unwrap_or(u32::MAX);
+        let specs: HashMap<u32, ChunkSpec> =
+            before.manifest.iter().map(|spec| (number(spec.chunk), spec.clone())).collect();
+        let chunks: HashMap<u32, CommittedChunk> =
+            before.committed.iter().map(|chunk| (number(chunk.commit.chunk.chunk), chunk.clone())).collect();
+        let mut known: Vec<(CacheKey, Place)> = Vec::new();
+        for spec in &before.manifest {
+            let chunk = number(spec.chunk);
+            if !chunks.contains_key(&chunk) {
+                continue;
+            }
+            let input = read_whole(&shape.folder.join(&spec.path))?;
+            let keys = shape.keys(&input, input.num_rows())?;
+            known.extend(keys.into_iter().zip(0..).map(|(key, row)| (key, Place { chunk, row })));
+        }
+        known.sort_unstable_by_key(|(key, place)| (*key, place.chunk, place.row));
+        // How many of the equal items that begin at a place are taken.
+        let mut taken = vec![0usize; known.len()];
+        let mut places = HashMap::new();
+        for spec in new {
+            let input = read_whole(&shape.folder.join(&spec.path))?;
+            let mut found = Vec::with_capacity(input.num_rows());
+            for key in shape.keys(&input, input.num_rows())? {
+                let from = known.partition_point(|(other, _)| *other < key);
+                let place = taken.get_mut(from).and_then(|taken| {
+                    let (_, place) = known.get(from + *taken).filter(|(other, _)| *other == key)?;
+                    *taken += 1;
+                    Some(*place)
+                });
+                found.push(place);
+            }
+            places.insert(spec.chunk, found);
+        }
+        Ok(Index { shape, specs, chunks, places, version })
+    }
+
+    /// What is known of a new chunk.
+    pub(super) fn earlier(&self, new: u64, step_columns: &SchemaRef) -> Result<Earlier> {
+        let Some(places) = self.places.get(&new) else { return internal_err!("chunk {new} was not paired") };
+        let Some(place) = u32::try_from(new).ok().filter(|new| *new < 1 << CHUNK_BITS) else {
+            return Err(damaged(format!("a stage that is retried has at most {} chunks", 1u32 << CHUNK_BITS)));
+        };
+        if self.version >= 1 << (32 - CHUNK_BITS) {
+            return Err(damaged("a run can be retried 254 times".to_owned()));
+        }
+        let place = place | ((self.version - 1) << CHUNK_BITS);
+        let mut opened: BTreeMap<u32, (usize, ChunkBefore)> = BTreeMap::new();
+        for Place { chunk, .. } in places.iter().flatten() {
+            if opened.contains_key(chunk) {
+                continue;
+            }
+            if let (Some(spec), Some(committed)) = (self.specs.get(chunk), self.chunks.get(chunk)) {
+                let at = opened.len();
+                opened.insert(*chunk, (at, self.shape.chunk(spec, committed)?));
+            }
+        }
+        let mut fates = Vec::with_capacity(places.len());
+        let mut ids = Vec::with_capacity(places.len());
+        let mut picks: Vec<(usize, usize)> = Vec::new();
+        for (row, found) in places.iter().enumerate() {
+            let before = found.and_then(|found| Some((found, opened.get(&found.chunk)?)));
+            let Some((found, (at, chunk))) = before else {
+                fates.push(Fate::Open);
+                ids.push((place, row as u64));
+                continue;
+            };
+            ids.push(chunk.ids.get(&found.row).copied().unwrap_or((place, row as u64)));
+            fates.push(match chunk.fates.get(found.row as usize) {
+                Some(Fate::Rows(range)) => {
+                    let from = picks.len() as u32;
+                    picks.extend(range.clone().map(|row| (*at, row as usize)));
+                    Fate::Rows(from..picks.len() as u32)
+                }
+                Some(other) => other.clone(),
+                None => Fate::Open,
+            });
+        }
+        let mut sources: Vec<(usize, &RecordBatch)> = opened.values().map(|(at, chunk)| (*at, &chunk.rows)).collect();
+        sources.sort_by_key(|(at, _)| *at);
+        let sources: Vec<&RecordBatch> = sources.into_iter().map(|(_, rows)| rows).collect();
+        let rows = match sources.is_empty() || step_columns.fields().is_empty() {
+            true => {
+                let options = RecordBatchOptions::new().with_row_count(Some(picks.len()));
+                let empty = RecordBatch::new_empty(Arc::clone(step_columns));
+                match step_columns.fields().is_empty() {
+                    true => RecordBatch::try_new_with_options(Arc::clone(step_columns), Vec::new(), &options)?,
+                    false => empty,
+                }
+            }
+            false => interleave_record_batch(&sources, &picks)?,
+        };
+        Ok(Earlier { rows, fates, ids: columns_of(&ids) })
+    }
+}
+
+/// How many rows each item of a step with any number of rows gave. Rows come in the order of the items and begin with
+/// their columns; among neighbours of equal values the first is given all, which makes the same rows in the same order.
+fn fan_out(input: &RecordBatch, output: &RecordBatch, lost: &BTreeMap<u32, Entry>) -> Result<Vec<u32>> {
+    let mut counts = vec![0u32; input.num_rows()];
+    let fields = input.schema().fields().iter().map(|field| SortField::new(field.data_type().clone())).collect();
+    let converter = RowConverter::new(fields)?;
+    let width = input.num_columns().min(output.num_columns());
+    let came = converter.convert_columns(input.columns())?;
+    let left = converter.convert_columns(output.columns().get(..width).unwrap_or(&[]))?;
+    let mut next = 0;
+    for (row, count) in counts.iter_mut().enumerate() {
+        match lost.get(&(row as u32)) {
+            Some(entry) if entry.outcome == Outcome::Defaulted => {
+                *count = 1;
+                next += 1;
+            }
+            Some(_) => {}
+            None => {
+                // A default's row of an equal item that follows at once would be taken for this one's: it is left.
+                let own = |row: usize| lost.get(&(row as u32)).is_some_and(|entry| entry.outcome == Outcome::Defaulted);
+                let kept = (row + 1..input.num_rows())
+                    .take_while(|at| came.row(*at) == came.row(row))
+                    .filter(|at| own(*at))
+                    .count();
+                let from = next;
+                while next < output.num_rows() && left.row(next) == came.row(row) {
+                    next += 1;
+                }
+                next = from.max(next.saturating_sub(kept));
+                *count = (next - from) as u32;
+            }
+        }
+    }
+    Ok(counts)
+}
+
+fn columns_of(ids: &[(u32, u64)]) -> ItemIds {
+    ItemIds::Columns {
+        file: UInt32Array::from_iter_values(ids.iter().map(|(file, _)| *file)),
+        row: UInt64Array::from_iter_values(ids.iter().map(|(_, row)| *row)),
+    }
+}
+
+fn unreadable(error: rowmill_items::LedgerError) -> DataFusionError {
+    damaged(error.to_string())
+}
+
+fn damaged(message: String) -> DataFusionError {
+    let io = std::io::Error::new(std::io::ErrorKind::InvalidData, message.clone());
+    ArrowError::IoError(message, io).into()
+}
