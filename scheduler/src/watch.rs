@@ -38,6 +38,8 @@ pub(crate) type Server = SchedulerServer<LogicalPlanNode, PhysicalPlanNode>;
 const ROUND: Duration = Duration::from_millis(250);
 /// Silence after which it is asked whether an executor's process is still there, and how long the answer may take.
 const SILENT: Duration = Duration::from_millis(1500);
+/// How long an attempt may stand on an executor that is not there.
+const ORPHAN: Duration = Duration::from_secs(1);
 const PROBE: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
@@ -235,7 +237,7 @@ impl Watch {
             }
         }
         let running_jobs: HashSet<String> = jobs.keys().map(ToString::to_string).collect();
-        let lost = self.expire(running, now, options.lease);
+        let lost = self.expire(running, now, options.lease, &known);
         {
             let mut book = self.book.lock();
             book.needed = needed;
@@ -276,6 +278,7 @@ impl Watch {
         running: HashMap<RunningTask, String>,
         now: Instant,
         lease: Duration,
+        known: &HashSet<String>,
     ) -> Vec<(RunningTask, String)> {
         let mut book = self.book.lock();
         book.attempts.retain(|task, _| running.contains_key(task));
@@ -283,7 +286,9 @@ impl Watch {
         for (task, executor) in running {
             let attempt =
                 book.attempts.entry(task.clone()).or_insert_with(|| Attempt { executor: executor.clone(), sign: now });
-            if now.duration_since(attempt.sign) > lease {
+            // It was bound to an executor that went at that moment: nobody will name it.
+            let due = if known.contains(&executor) { lease } else { lease.min(ORPHAN) };
+            if now.duration_since(attempt.sign) > due {
                 // One more lease before it is reported again, should the report be lost.
                 attempt.sign = now;
                 book.stop.entry(executor.clone()).or_default().insert(task.clone());

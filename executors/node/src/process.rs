@@ -100,12 +100,10 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
     loop {
         tokio::select! {
             () = &mut stop => break,
-            Some(reason) = gone.recv() => {
+            Some((reason, running)) = gone.recv() => {
                 tracing::warn!("the scheduler gave this executor up ({reason}); it begins anew");
-                tasks.stop_all().await;
-                if let Err(error) = work_dir.sweep() {
-                    tracing::warn!("old results could not be removed: {error}");
-                }
+                // What they wrote bears names that nobody asks for, and goes when the scheduler says so.
+                tasks.stop(running).await;
             }
             _ = beats.tick() => { member.beat().await; }
         }

@@ -69,11 +69,6 @@ impl WorkDir {
         entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| is_plain(name)).collect()
     }
 
-    /// Removes everything that tasks wrote.
-    pub(crate) fn sweep(&self) -> std::io::Result<()> {
-        self.jobs().iter().try_for_each(|job| Self::remove_job(&self.shuffle, job, &[]))
-    }
-
     /// Removes what a job wrote, all of it or some stages. A job's name that is no plain name is refused.
     pub(crate) fn remove_job(shuffle: &Path, job: &str, stages: &[u32]) -> std::io::Result<()> {
         if !is_plain(job) {
