@@ -19,7 +19,8 @@ use rowmill_wire::step::StepCount;
 use tokio::sync::mpsc;
 
 use crate::error::Error;
-use crate::watch::{Server, Watch, clean};
+use crate::mend::clean;
+use crate::watch::{Server, Watch};
 
 /// How long the state of a job that has ended may take to appear, and how often it is looked for.
 const STATE_WAIT: Duration = Duration::from_secs(5);

@@ -23,6 +23,7 @@ pub mod cluster_state;
 mod error;
 mod intake;
 mod job;
+mod mend;
 mod options;
 mod placement;
 mod serve;

@@ -13,9 +13,7 @@ use std::time::{Duration, Instant};
 use ballista_core::JobId;
 use ballista_core::serde::protobuf::scheduler_grpc_server::SchedulerGrpc;
 use ballista_core::serde::protobuf::task_status::Status as TaskState;
-use ballista_core::serde::protobuf::{
-    CleanJobDataParams, ExecutorStoppedParams, FailedTask, IoError, TaskStatus, UpdateTaskStatusParams, failed_task,
-};
+use ballista_core::serde::protobuf::{FailedTask, IoError, TaskStatus, UpdateTaskStatusParams, failed_task};
 use ballista_scheduler::cluster::ClusterState;
 use ballista_scheduler::scheduler_server::SchedulerServer;
 use ballista_scheduler::state::execution_stage::ExecutionStage;
@@ -28,6 +26,7 @@ use rowmill_wire::step::StepCount;
 use crate::claims::Claims;
 pub(crate) use crate::claims::name_of;
 use crate::cluster_state::Cluster;
+use crate::mend::{give_up, is_gone};
 use crate::options::Options;
 use crate::placement::demand_of;
 
@@ -36,11 +35,10 @@ pub(crate) type Server = SchedulerServer<LogicalPlanNode, PhysicalPlanNode>;
 
 /// How often the watch looks.
 const ROUND: Duration = Duration::from_millis(250);
-/// Silence after which it is asked whether an executor's process is still there, and how long the answer may take.
+/// Silence after which it is asked whether an executor's process is still there.
 const SILENT: Duration = Duration::from_millis(1500);
 /// How long an attempt may stand on an executor that is not there.
 const ORPHAN: Duration = Duration::from_secs(1);
-const PROBE: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 struct Attempt {
@@ -382,30 +380,5 @@ impl Watch {
             self.give_back(&[task]);
             tracing::error!("a lost attempt could not be reported: {error}");
         }
-    }
-}
-
-/// Takes back everything that the graphs say of an executor.
-async fn give_up(server: &Server, executor: String, reason: &str) {
-    let message = ExecutorStoppedParams { executor_id: executor, reason: reason.to_owned() };
-    if let Err(error) = SchedulerGrpc::executor_stopped(server, tonic::Request::new(message)).await {
-        tracing::error!("an executor could not be given up: {error}");
-    }
-}
-
-/// Whether nobody listens where an executor did: its process has died. A process that sleeps or starves still has its
-/// port, and a machine that is gone does not say so; for these there is the timeout.
-async fn is_gone(host: &str, port: u16) -> bool {
-    match tokio::time::timeout(PROBE, tokio::net::TcpStream::connect((host, port))).await {
-        Ok(Err(error)) => error.kind() == std::io::ErrorKind::ConnectionRefused,
-        Ok(Ok(_)) | Err(_) => false,
-    }
-}
-
-/// Has the executors remove what a job wrote.
-pub(crate) async fn clean(server: &Server, job: &JobId) {
-    let message = CleanJobDataParams { job_id: job.to_string(), remove_stage_ids: Vec::new() };
-    if let Err(error) = SchedulerGrpc::clean_job_data(server, tonic::Request::new(message)).await {
-        tracing::warn!(job = %job, "the job's files could not be removed: {error}");
     }
 }

@@ -18,7 +18,8 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use rowmill_engine::plan::meter::Meter;
 use tokio::sync::OnceCell;
 
-use crate::submit::{Cluster, JobResult};
+use crate::result::JobResult;
+use crate::submit::Cluster;
 
 /// A part of a plan that a cluster runs.
 #[derive(Debug)]

@@ -20,6 +20,7 @@ mod exec;
 pub mod failure;
 mod options;
 mod place;
+mod result;
 pub mod stores;
 mod submit;
 
