@@ -26,6 +26,7 @@ MAY_USE = {
     "rowmill-wire": {"rowmill-features"},
     "rowmill-scheduler": {"rowmill-features", "rowmill-cores", "rowmill-wire"},
     "rowmill-executor": {"rowmill-features", "rowmill-wire"},
+    "rowmill-cluster": {"rowmill-features", "rowmill-spec", "rowmill-engine", "rowmill-wire"},
     "rowmill-versions": set(),
     "rowmill-examples": set(),
     "rowmill-items": {"rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-cache"},
@@ -45,7 +46,9 @@ MAY_USE = {
         "rowmill-step-http", "rowmill-step-lookup", "rowmill-step-command", "rowmill-step-python", "rowmill-step-gpu",
         "rowmill-step-model",
     },
-    "rowmill-cli": {"rowmill", "rowmill-spec"},
+    "rowmill-cli": {
+        "rowmill", "rowmill-spec", "rowmill-cluster", "rowmill-wire", "rowmill-scheduler", "rowmill-executor",
+    },
     "rowmill-python": {
         "rowmill", "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-items", "rowmill-limits",
         "rowmill-cache", "rowmill-step-python", "rowmill-cli",
@@ -57,9 +60,9 @@ MAY_USE = {
 DOORS = {
     "datafusion": {
         "rowmill-engine", "rowmill", "rowmill-benches", "rowmill-features", "rowmill-python",
-        "rowmill-wire", "rowmill-scheduler", "rowmill-executor", "rowmill-gpu-plan",
+        "rowmill-wire", "rowmill-scheduler", "rowmill-executor", "rowmill-gpu-plan", "rowmill-cluster",
     },
-    "ballista": {"rowmill-versions", "rowmill-wire", "rowmill-scheduler", "rowmill-executor"},
+    "ballista": {"rowmill-versions", "rowmill-wire", "rowmill-scheduler", "rowmill-executor", "rowmill-cluster"},
     "pyo3": {"rowmill-python"},
     "cudarc": {"rowmill-gpu"},
     "ort": {"rowmill-step-model"},

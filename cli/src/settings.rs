@@ -54,7 +54,7 @@ impl Settings {
             env: std::env::vars_os()
                 .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
                 .collect(),
-            reserved_env: vec!["ROWMILL_CONFIG".to_owned()],
+            reserved_env: ["ROWMILL_CONFIG", "ROWMILL_CLUSTER", "ROWMILL_CLUSTER_TOKEN"].map(str::to_owned).to_vec(),
             flags,
         })?;
         Ok(Settings { config })
@@ -100,7 +100,8 @@ impl Settings {
         let filter = match level.as_str() {
             "debug" | "trace" => level.clone(),
             level => format!(
-                "error,rowmill={level},rowmill_engine={level},rowmill_cli={level},rowmill_gpu={level},rowmill_gpu_plan={level}"
+                "error,rowmill={level},rowmill_engine={level},rowmill_cli={level},rowmill_gpu={level},\
+                 rowmill_gpu_plan={level},rowmill_cluster={level},rowmill_scheduler={level},rowmill_executor={level}"
             ),
         };
         let started = tracing_subscriber::fmt()

@@ -6,6 +6,7 @@
 mod bad_input;
 mod caches;
 mod calls;
+mod cluster;
 mod corpus;
 mod examples;
 mod explain;

@@ -8,6 +8,7 @@ use rowmill_items::{StepStopped, StopReason};
 use rowmill_spec::{Diagnostic, Fault};
 use rowmill_step::FailureCode;
 
+use crate::elsewhere::Reported;
 use crate::plan::placement::Unserved;
 use crate::sources::local_files::Truncated;
 
@@ -57,6 +58,9 @@ pub fn root(error: &DataFusionError) -> &DataFusionError {
 
 /// Whether the memory limit was reached by something that could not spill.
 pub fn is_out_of_memory(error: &DataFusionError) -> bool {
+    if let Some(reported) = find_source::<Reported>(error) {
+        return reported.out_of_memory;
+    }
     matches!(root(error), DataFusionError::ResourcesExhausted(message) if !message.contains("disk"))
 }
 
@@ -91,11 +95,19 @@ pub fn stopped_report(stopped: &StepStopped) -> Diagnostic {
 
 /// A run-time error as a report: code, step, what happened, the next move.
 pub fn report(error: &DataFusionError) -> Diagnostic {
+    report_in(find(error).map(|failure| failure.step.as_ref()), error)
+}
+
+/// The same for an error that is known to come from `step`.
+pub fn report_in(step: Option<&str>, error: &DataFusionError) -> Diagnostic {
     if let Some(stopped) = stopped(error) {
         return stopped_report(stopped);
     }
-    let place = match find(error) {
-        Some(failure) => format!("step `{}`: ", failure.step),
+    if let Some(reported) = find_source::<Reported>(error) {
+        return reported.report.clone();
+    }
+    let place = match step {
+        Some(step) => format!("step `{step}`: "),
         None => String::new(),
     };
     let cause = root(error);

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rowmill_engine::calls::CacheOptions;
+use rowmill_engine::calls::{CacheOptions, Host};
+use rowmill_engine::elsewhere::Elsewhere;
 use rowmill_engine::runtime::{BATCH_ROWS, EngineOptions};
 use rowmill_engine::sources::stores::StoreOptions;
 use rowmill_gpu_plan::vector_top_k::vector_top_k;
@@ -38,6 +39,8 @@ pub struct SessionOptions {
     pub model_library: Option<PathBuf>,
     /// Step kinds that the program adds to Rowmill's own; one of the same key takes its place.
     pub kinds: Vec<Arc<dyn StepFactory>>,
+    /// Where parts of plans may run, if not here: a cluster (`rowmill-cluster`).
+    pub elsewhere: Option<Arc<dyn Elsewhere>>,
 }
 
 impl From<&SessionOptions> for EngineOptions {
@@ -52,19 +55,22 @@ impl From<&SessionOptions> for EngineOptions {
             temp_dir: options.temp_dir.clone(),
             max_temp_bytes: options.max_temp_bytes.unwrap_or(100 << 30),
             stores: options.stores.clone(),
-            host: crate::host::host(
-                &options.connections,
-                &[
-                    crate::host::kinds_with(
-                        options.python.as_deref().unwrap_or("python3"),
-                        &gpu,
-                        options.model_library.as_deref(),
-                    ),
-                    options.kinds.clone(),
-                ]
-                .concat(),
-                &options.cache,
-            ),
+            host: Host {
+                elsewhere: options.elsewhere.clone(),
+                ..crate::host::host(
+                    &options.connections,
+                    &[
+                        crate::host::kinds_with(
+                            options.python.as_deref().unwrap_or("python3"),
+                            &gpu,
+                            options.model_library.as_deref(),
+                        ),
+                        options.kinds.clone(),
+                    ]
+                    .concat(),
+                    &options.cache,
+                )
+            },
         }
     }
 }

@@ -25,6 +25,7 @@ use super::cut_segments::Root;
 use super::{Compiled, Inputs};
 use crate::calls::caches::RESULTS;
 use crate::calls::{Call, CallExec, RunScope, RunningStep};
+use crate::elsewhere::Part;
 use crate::error::StepFailure;
 use crate::plan::dead_letters::{DeadLettersExec, Letters};
 use crate::plan::edge::{EdgeTable, Producer};
@@ -158,13 +159,19 @@ async fn plan_all(compiled: &Compiled, inputs: &Inputs, staged: &[StagedSink], s
             Root::Step(name) => compiled.steps.get(name).is_some_and(|step| step.query().is_some()),
             _ => true,
         };
-        let Placed { mut plan, notes } = match queried {
+        let Placed { mut plan, notes } = match queried && scope.host.elsewhere.is_none() {
             true => place(state, &segment.class, plan).map_err(|error| match segment.steps.last() {
                 Some(step) => StepFailure::wrap(&Arc::from(step.as_str()), error),
                 None => error,
             })?,
             false => Placed { plan, notes: Vec::new() },
         };
+        if let Some(elsewhere) = &scope.host.elsewhere {
+            let workflow = &compiled.workflow.name.value;
+            let last = segment.steps.last().or(segment.inputs.last()).map_or("", String::as_str);
+            let part = Part { name: &format!("{workflow}: {last}"), class: segment.class.as_str() };
+            plan = elsewhere.place(part, plan)?;
+        }
         let Root::Step(name) = &segment.root else {
             planned.roots.push(PlannedSink { root: segment.root.clone(), logical, plan, notes });
             continue;
