@@ -42,8 +42,9 @@ use crate::items::Items;
 
 /// In an answer: the row of the input that each row belongs to.
 const ROW: &str = "__row";
-/// Rows that a function sees at once where nothing else is said: their columns stay in the processor's cache.
-const SLICE_ROWS: usize = 1 << 18;
+/// Rows that a function sees at once where nothing else is said: a column of numbers, and what is made of it, stay in the
+/// cache of one core.
+const SLICE_ROWS: usize = 1 << 16;
 
 /// An adapter, and what it answers with.
 struct Call {

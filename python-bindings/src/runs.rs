@@ -107,6 +107,7 @@ pub(crate) fn resume_run<'py>(
     progress: Option<Py<PyAny>>,
     started: Py<PyAny>,
 ) -> PyResult<Bound<'py, PyDict>> {
+    crate::steps::look_around(py)?;
     let shared = shared(py)?;
     let (session, options) = (shared.session.clone(), options(py, &shared)?);
     let report = run_to_end(py, progress, move |cancel, watch| async move {
@@ -127,6 +128,7 @@ pub(crate) fn retry_run<'py>(
     progress: Option<Py<PyAny>>,
     started: Py<PyAny>,
 ) -> PyResult<Bound<'py, PyDict>> {
+    crate::steps::look_around(py)?;
     let shared = shared(py)?;
     let (session, options) = (shared.session.clone(), options(py, &shared)?);
     let report = run_to_end(py, progress, move |cancel, watch| async move {

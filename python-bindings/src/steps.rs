@@ -24,12 +24,22 @@ pub(crate) fn bring(py: Python<'_>, name: &str, pickle: &Bound<'_, PyBytes>) -> 
     Ok(format!("{BROUGHT}:{name}"))
 }
 
+/// Has workers look for modules where this program does.
+pub(crate) fn look_around(py: Python<'_>) -> PyResult<()> {
+    let folders: Vec<Bound<'_, PyAny>> = py.import("sys")?.getattr("path")?.extract()?;
+    let here = std::env::current_dir().unwrap_or_default();
+    // What is no text (a path object) is passed over, as imports do.
+    let folders = folders.iter().filter_map(|folder| folder.extract::<String>().ok());
+    let folders = folders.map(|folder| if folder.is_empty() { here.display().to_string() } else { folder });
+    shared(py)?.program.look_in(folders.collect());
+    Ok(())
+}
+
 /// A step, what it does about its items, and what it needs.
-pub(crate) fn python(py: Python<'_>, said: &Bound<'_, PyDict>) -> PyResult<(PythonStep, ItemPolicy, Resources)> {
+pub(crate) fn python(said: &Bound<'_, PyDict>) -> PyResult<(PythonStep, ItemPolicy, Resources)> {
     let get =
         |key: &str| said.get_item(key)?.ok_or_else(|| PyTypeError::new_err(format!("a Python step says its `{key}`")));
     let count = |key: &str| get(key)?.extract::<Option<u64>>();
-    shared(py)?.program.look_in(get("sys_path")?.extract()?);
     let mut step = PythonStep::new(get("from")?.extract::<String>()?, get("function")?.extract::<String>()?);
     for column in get("reads")?.extract::<Vec<String>>()? {
         step = step.read(column);

@@ -92,8 +92,8 @@ impl PyBuilder {
     }
 
     /// A step that calls a function; see `steps::python`.
-    fn python(&self, py: Python<'_>, name: String, said: &Bound<'_, PyDict>) -> PyResult<()> {
-        let (step, items, resources) = crate::steps::python(py, said)?;
+    fn python(&self, name: String, said: &Bound<'_, PyDict>) -> PyResult<()> {
+        let (step, items, resources) = crate::steps::python(said)?;
         self.change(|builder| builder.step(name, step, items, resources))
     }
 
@@ -142,6 +142,7 @@ type Given<'py> = (Vec<(String, String)>, HashMap<String, PyFrame>, Vec<String>,
 
 impl PyWorkflow {
     fn inputs(&self, py: Python<'_>, given: Given<'_>) -> PyResult<Inputs> {
+        crate::steps::look_around(py)?;
         let (params, frames, collect, vars) = given;
         let mut inputs = Inputs { params, collect, base: self.base.clone(), ..Inputs::default() };
         for (name, frame) in frames {

@@ -127,7 +127,7 @@ def test_an_exception_in_this_process_is_the_cause(frame):
 
 @pytest.mark.parametrize("where", BOTH)
 def test_columns_of_the_same_name_are_replaced_in_their_place(frame, where):
-    step = rowmill.step(lambda x: x * 2, returns={"x": "int64"}, max_errors=0, on_error="skip", **where)
+    step = rowmill.step(lambda x: x * 2, returns="int64", name="x", max_errors=0, on_error="skip", **where)
     got = frame.map(step)
     assert got.columns == ["x", "k"]
     assert got.to_pydict()["x"] == [n * 2 for n in range(100)]

@@ -182,9 +182,6 @@ class Step:
 
     def _in_workflow(self, source: str, resources: str | None) -> dict[str, Any]:
         """What a workflow's text says of this step over the rows of `source`."""
-        import os
-        import sys
-
         if self._rate is not None:
             raise ValueError("rate_limit= is for df.map(); steps of workflows are limited by the connections that they name")
         if self.options.get("in_flight") is not None and self._kind not in ("async", "async_generator"):
@@ -199,7 +196,7 @@ class Step:
             "on_error": self.policy.on_error, "retries": self.policy.retries, "max_errors": self._max_errors,
             "default": self._default_row() if self.policy.on_error == "default" else None,
             "group_rows": self._rows(), "workers": self.workers, "cache": self._cache,
-            "class": resources or self.resources, "sys_path": [path or os.getcwd() for path in sys.path],
+            "class": resources or self.resources,
         }  # fmt: skip
 
     def _rows(self) -> int | None:

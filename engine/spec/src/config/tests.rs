@@ -68,7 +68,8 @@ fn every_setting_has_an_effect_from_every_layer() {
                 && config.log == defaults.log
                 && config.object_store == defaults.object_store
                 && config.state == defaults.state
-                && config.cache == defaults.cache;
+                && config.cache == defaults.cache
+                && config.python == defaults.python;
             assert!(!same, "{} changes nothing", setting.key);
         }
     }
