@@ -333,7 +333,7 @@ pub(crate) enum GpuAction {
     /// Measure each operator on the GPU and on the CPU, and how close the GPU comes to its memory and its link
     Bench {
         /// Rows of the inputs, separated by commas
-        #[arg(long, value_name = "ROWS", value_delimiter = ',', default_values_t = [65_536, 1_048_576, 16_777_216],
+        #[arg(long, value_name = "ROWS", value_delimiter = ',', default_values_t = [65_536_u64, 1_048_576, 16_777_216],
               value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
         rows: Vec<u64>,
         /// Keep the table: decisions go by it from then on [setting: gpu.dir]

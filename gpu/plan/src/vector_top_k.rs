@@ -23,7 +23,7 @@ use arrow::datatypes::{DataType, Field, FieldRef, Fields, Float32Type};
 use datafusion::common::{Result, ScalarValue, exec_err, plan_err};
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
 use parking_lot::Mutex;
-use rowmill_gpu::ops::top_k::{Corpus, Metric};
+use rowmill_gpu::ops::top_k::{Corpus, Metric, Neighbour};
 
 use crate::context::GpuContext;
 use crate::decide::Operator;
@@ -269,19 +269,22 @@ fn ragged<O: OffsetSizeTrait>(list: &GenericListArray<O>, what: &str) -> Result<
 }
 
 /// The result column; rows without an entry in `found` are empty, rows whose query is null are null.
-fn hits(queries: &ArrayRef, found: Vec<Vec<rowmill_gpu::ops::top_k::Neighbour>>) -> Result<ArrayRef> {
+fn hits(queries: &ArrayRef, found: Vec<Vec<Neighbour>>) -> Result<ArrayRef> {
     let nulls = match queries.data_type() {
         DataType::Null => Some(NullBuffer::new_null(queries.len())),
         _ => queries.nulls().cloned(),
     };
-    let length = |row: usize| match nulls.as_ref().is_some_and(|nulls| nulls.is_null(row)) {
-        true => 0,
-        false => found.get(row).map_or(0, Vec::len),
-    };
-    let offsets = OffsetBuffer::<i32>::from_lengths((0..queries.len()).map(length));
-    let kept = || (0..queries.len()).flat_map(|row| found.get(row).into_iter().flatten().take(length(row)));
-    let positions = Int64Array::from_iter_values(kept().map(|hit| i64::from(hit.row) + 1));
-    let scores = Float32Array::from_iter_values(kept().map(|hit| hit.score));
+    let lengths: Vec<usize> = (0..queries.len())
+        .map(|row| match nulls.as_ref().is_some_and(|nulls| nulls.is_null(row)) {
+            true => 0,
+            false => found.get(row).map_or(0, Vec::len),
+        })
+        .collect();
+    let kept: Vec<Neighbour> =
+        found.iter().zip(&lengths).flat_map(|(hits, length)| hits.iter().take(*length).copied()).collect();
+    let offsets = OffsetBuffer::<i32>::from_lengths(lengths);
+    let positions = Int64Array::from_iter_values(kept.iter().map(|hit| i64::from(hit.row) + 1));
+    let scores = Float32Array::from_iter_values(kept.iter().map(|hit| hit.score));
     let items = StructArray::try_new(hit_fields(), vec![Arc::new(positions), Arc::new(scores)], None)?;
     Ok(Arc::new(ListArray::try_new(hit_item(), offsets, Arc::new(items), nulls)?))
 }
