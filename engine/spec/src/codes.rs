@@ -516,11 +516,6 @@ TOO_MANY_STEPS = "RM0208" {
         "Run it where the device is, or set `gpu.use` to `auto`: the CPU then does the work, with equal results. `rowmill gpu info` says what is here.",
     }
 
-    CLUSTER_SILENT = "RM0706" {
-        "the cluster does not answer",
-        "No scheduler could be reached, or the cluster took work and lost it again and again. Nothing was published.",
-        "Look at `rowmill cluster status`, and start the run again.",
-    }
     NO_EXECUTOR = "RM0707" {
         "nobody serves a class",
         "A stage needs an executor of a class that no executor of the cluster serves, and none came in time. Nothing was published.",
@@ -530,6 +525,11 @@ TOO_MANY_STEPS = "RM0208" {
         "the cluster refuses",
         "The token is not the cluster's, or the cluster runs another build of Rowmill.",
         "Set `ROWMILL_CLUSTER_TOKEN` to the cluster's token, and use one build everywhere.",
+    }
+    CLUSTER_SILENT = "RM0709" {
+        "the cluster does not answer",
+        "No scheduler could be reached, or the cluster took work and lost it again and again. Nothing was published.",
+        "Look at `rowmill cluster status`, and start the run again.",
     }
 
     // RM08xx: durable runs.

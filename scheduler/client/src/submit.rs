@@ -199,7 +199,7 @@ impl Cluster {
                     true => format!("the cluster lost `{}` {losses} times, at last because {why}", placed.name),
                     false => format!("the cluster gave no sign of life for {} s: {why}", patience.as_secs()),
                 };
-                return Err(Arc::new(environment("RM0706", message, "look at `rowmill cluster status`")));
+                return Err(Arc::new(environment("RM0709", message, "look at `rowmill cluster status`")));
             }
             tracing::warn!(part = placed.name, "submitting again: {why}");
             tokio::time::sleep(wait).await;

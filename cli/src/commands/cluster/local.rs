@@ -144,7 +144,7 @@ async fn await_health(record: &Record, settings: &Settings) -> Result<(), Diagno
             let log = record.log(&dead.name);
             let said = show::last_lines(&log, 3);
             let message = format!("{} ended at once: {said}", dead.name);
-            return Err(environment("RM0706", message, &format!("its log: {}", log.display())));
+            return Err(environment("RM0709", message, &format!("its log: {}", log.display())));
         }
         let why = match cluster.status().await {
             Ok(status) if status.executors.len() >= executors => return Ok(()),
@@ -157,7 +157,7 @@ async fn await_health(record: &Record, settings: &Settings) -> Result<(), Diagno
         if began.elapsed() > START {
             let message = format!("the cluster did not come up in {} s: {why}", START.as_secs());
             let help = format!("the logs: {}", record.folder.join("logs").display());
-            return Err(environment("RM0706", message, &help));
+            return Err(environment("RM0709", message, &help));
         }
         tokio::time::sleep(LOOK).await;
     }

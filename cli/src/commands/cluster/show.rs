@@ -61,7 +61,7 @@ pub(crate) async fn status(arguments: &ClusterArguments, folder: Option<&Path>, 
             for line in &dead {
                 eprintln!("{line}");
             }
-            let code = if matches!(error, ConnectError::Refused(_)) { "RM0708" } else { "RM0706" };
+            let code = if matches!(error, ConnectError::Refused(_)) { "RM0708" } else { "RM0709" };
             refuse(environment(code, error.to_string(), "`rowmill cluster up` starts what has ended"))
         }
     }
