@@ -153,6 +153,11 @@ impl Settings {
         said.map(|path| path.display().to_string())
     }
 
+    /// Where this machine's state lives.
+    pub(crate) fn state_dir(&self) -> &Path {
+        &self.config.state.dir
+    }
+
     /// Where durable runs live.
     ///
     /// # Errors

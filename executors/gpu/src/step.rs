@@ -74,7 +74,7 @@ impl TopKStep {
         let stamp = std::fs::metadata(&options.corpus).ok();
         let modified = stamp.as_ref().and_then(|stamp| stamp.modified().ok());
         let fingerprint = FingerprintBuilder::new("gpu", 1)
-            .field("corpus", options.corpus.to_string_lossy())
+            .field("corpus", options.corpus.to_string_lossy().as_bytes())
             // Another corpus under the same name is another step: cached answers of the old one do not count.
             .field("size", format!("{:?}", stamp.map(|stamp| stamp.len())))
             .field("modified", format!("{modified:?}"))

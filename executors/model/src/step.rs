@@ -70,7 +70,7 @@ impl ModelStep {
         let stamp = std::fs::metadata(&options.file).ok();
         let modified = stamp.as_ref().and_then(|stamp| stamp.modified().ok());
         let fingerprint = FingerprintBuilder::new("model", 1)
-            .field("file", options.file.to_string_lossy())
+            .field("file", options.file.to_string_lossy().as_bytes())
             // Another model under the same name is another step: cached answers of the old one do not count.
             .field("size", format!("{:?}", stamp.map(|stamp| stamp.len())))
             .field("modified", format!("{modified:?}"))

@@ -3,10 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "../../tests/main/data.rs"]
-#[expect(dead_code, reason = "shared with the crate below, which uses more of it")]
 mod data;
 #[path = "../../tests/main/emulator.rs"]
-#[expect(dead_code, reason = "shared with the crate below, which uses more of it")]
 mod emulator;
 #[path = "main/faults.rs"]
 mod faults;

@@ -24,7 +24,7 @@ const KILL: Duration = Duration::from_secs(5);
 
 /// The folder of the cluster on this machine.
 pub(super) fn folder(given: Option<&Path>, settings: &Settings) -> PathBuf {
-    let folder = given.map_or_else(|| settings.state().dir.join("cluster"), Path::to_owned);
+    let folder = given.map_or_else(|| settings.state_dir().join("cluster"), Path::to_owned);
     std::path::absolute(&folder).unwrap_or(folder)
 }
 
