@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "../../tests/main/data.rs"]
+#[expect(dead_code, reason = "shared with the crate below, which uses more of it")]
 mod data;
 #[path = "../../tests/main/emulator.rs"]
 mod emulator;
