@@ -101,7 +101,7 @@ fn a_device_that_is_required_and_missing_is_an_error() {
     for command in ["run", "explain"] {
         scratch
             .rowmill(&[command, "flow.yaml", "--option", "gpu.use=required"])
-            .fails(75, &["RM0707", "step `ranked`", "`gpu.use` is `required`", "no GPU is usable here"]);
+            .fails(75, &["RM0710", "step `ranked`", "`gpu.use` is `required`", "no GPU is usable here"]);
     }
     assert!(!scratch.path("out.csv").exists());
     emulated(&scratch, &["run", "flow.yaml", "--option", "gpu.use=required"]).ok();
@@ -112,7 +112,7 @@ fn the_device_is_shown_and_measured() {
     let scratch = Scratch::new();
     let none = scratch.rowmill(&["gpu", "info"]).ok().out;
     assert!(none.contains("no GPU is usable here"), "{none}");
-    scratch.rowmill(&["gpu", "bench"]).fails(75, &["RM0707", "no GPU is usable here"]);
+    scratch.rowmill(&["gpu", "bench"]).fails(75, &["RM0710", "no GPU is usable here"]);
     let info = emulated(&scratch, &["gpu", "info", "--output", "json"]).ok().out;
     let info: serde_json::Value = serde_json::from_str(&info).unwrap();
     assert_eq!((&info["usable"], &info["name"]), (&true.into(), &"CPU emulator".into()));

@@ -83,7 +83,7 @@ async fn measure(rows: &[u64], save: bool, settings: &Settings) -> u8 {
     // What is measured is not asked of the table that is being made.
     let gpu = GpuContext::new(rowmill::GpuOptions { usage: GpuUse::Always, ..options });
     if let Err(reason) = gpu.device() {
-        return refuse("RM0707", reason, "there is nothing to measure; `rowmill gpu info` says what is here");
+        return refuse("RM0710", reason, "there is nothing to measure; `rowmill gpu info` says what is here");
     }
     let quiet = settings.is_json();
     let say = |measured: &Measurement| {
@@ -97,7 +97,7 @@ async fn measure(rows: &[u64], save: bool, settings: &Settings) -> u8 {
     sizes.dedup();
     let report = match bench::measure(&gpu, &sizes, settings.threads(), say).await {
         Ok(report) => report,
-        Err(error) => return refuse("RM0707", error.strip_backtrace(), "the device failed while it was measured"),
+        Err(error) => return refuse("RM0710", error.strip_backtrace(), "the device failed while it was measured"),
     };
     let widths = &report.bandwidths;
     // Gigabytes a second that an operator read of its input.

@@ -127,7 +127,7 @@ pub fn report_in(step: Option<&str>, error: &DataFusionError) -> Diagnostic {
     if let DataFusionError::External(inner) = cause
         && let Some(unserved) = inner.downcast_ref::<Unserved>()
     {
-        return Diagnostic::error("RM0707", format!("{place}{unserved}"))
+        return Diagnostic::error("RM0710", format!("{place}{unserved}"))
             .fault(Fault::Environment)
             .help("run it on a machine that serves the class, or configure the class so that others may do its work");
     }

@@ -510,11 +510,6 @@ TOO_MANY_STEPS = "RM0208" {
         "The workflow has no step with a cache, or none whose results outlive the process.",
         "Give the step a `cache`, with `tier: disk` or `tier: redis` if it is to be filled ahead of a run.",
     }
-    CLASS_UNSERVED = "RM0707" {
-        "a resource class cannot be served here",
-        "A step asks for a class, such as `gpu`, and the configuration says that nothing else will do; this machine has no such device, or it cannot be used.",
-        "Run it where the device is, or set `gpu.use` to `auto`: the CPU then does the work, with equal results. `rowmill gpu info` says what is here.",
-    }
 
     NO_EXECUTOR = "RM0707" {
         "nobody serves a class",
@@ -530,6 +525,11 @@ TOO_MANY_STEPS = "RM0208" {
         "the cluster does not answer",
         "No scheduler could be reached, or the cluster took work and lost it again and again. Nothing was published.",
         "Look at `rowmill cluster status`, and start the run again.",
+    }
+    CLASS_UNSERVED = "RM0710" {
+        "a resource class cannot be served here",
+        "A step asks for a class, such as `gpu`, and the configuration says that nothing else will do; this machine has no such device, or it cannot be used.",
+        "Run it where the device is, or set `gpu.use` to `auto`: the CPU then does the work, with equal results. `rowmill gpu info` says what is here.",
     }
 
     // RM08xx: durable runs.
