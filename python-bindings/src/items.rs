@@ -390,6 +390,7 @@ impl ExecutionPlan for ItemsExec {
             ledger: Arc::clone(&running.ledger),
             tally: Arc::clone(running.operator.tally()),
             log: None,
+            earlier: None,
         };
         let (schema, output) = (Arc::clone(running.operator.schema()), running.operator.run(scope, input.boxed()));
         let at_end = Arc::clone(&running);
