@@ -179,13 +179,31 @@ def postgres_restart(tools: Tools) -> str:
         subprocess.run(["rm", "-rf", data], check=False)
 
 
+def put_to_sleep(process: subprocess.Popen, run: Run) -> None:
+    """Stops a process, but not while it holds the lock of its SQLite store: nobody can write under that."""
+    for _ in range(50):
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.1)
+        require(process.poll() is None, "the process had ended")
+        store = sqlite3.connect(run.state / "runs.db", timeout=0.2, isolation_level=None)
+        try:
+            store.execute("BEGIN IMMEDIATE")
+            store.execute("ROLLBACK")
+            return
+        except sqlite3.OperationalError:
+            process.send_signal(signal.SIGCONT)
+            time.sleep(0.02)
+        finally:
+            store.close()
+    require(False, "the process held the store's lock each time that it was stopped")
+
+
 def asleep(tools: Tools, steal: bool) -> str:
     """A process is stopped, another takes the run and ends it; the first wakes, and neither commits nor publishes."""
     run = Run(tools.place, "stolen" if steal else "expired")
     first = run.begin()
     wait_until(answered(run, 800), "800 answers")
-    require(kill(first, 0, signal.SIGSTOP), "the process had ended")
-    time.sleep(0.2)
+    put_to_sleep(first, run)
     try:
         if not steal:
             run.finish(run.resume(), (ENVIRONMENT,))
@@ -256,7 +274,7 @@ def cancelled(tools: Tools) -> str:
     process = run.begin()
     wait_until(answered(run, 200), "200 answers")
     # Sleeping processes cancel as well: the request is in the store.
-    process.send_signal(signal.SIGSTOP)
+    put_to_sleep(process, run)
     run.ask("cancel", "last", "--reason", "test")
     process.send_signal(signal.SIGCONT)
     code = process.wait(60)
