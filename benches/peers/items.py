@@ -175,14 +175,21 @@ def poison(target: Path, pairs: int) -> None:
     print(f"poison, http: 1% fail for good: {statistics.median(ratios):.3f} of the clean rate (goal 0.80)")
     with Postgres() as database, tempfile.TemporaryDirectory() as name:
         flow = lookup_flow(200_000, "SELECT v FROM t WHERE k = {k}", letters)
-        ratios, told = [], []
+        ratios, told, missing = [], [], []
+        absent = "CASE WHEN value % 100 = 7 THEN value + 2000000 ELSE value END"
+        query = "SELECT v FROM t WHERE k = {k}"
+        gaps = lookup_flow(200_000, query, letters, absent).replace("types: {v: string}", "types: {v: string}, on_missing: fail")
         divided = lookup_flow(200_000, "SELECT v FROM t WHERE k = {k} AND 1 / (({k} % 100) - 7) < 9", letters, "value")
         for _ in range(pairs):
             clean = run(target, Path(name), flow.replace("(value * 7919) % 1000000", "value"), database.configuration())
             bad = run(target, Path(name), divided, database.configuration(), expect=(3,))
             assert bad["items"][0]["outcomes"]["dead_lettered"] == 2000, bad["items"][0]
             ratios.append(clean["elapsed_s"] / bad["elapsed_s"])
+            none = run(target, Path(name), gaps, database.configuration(), expect=(3,))
+            assert none["items"][0]["outcomes"]["dead_lettered"] == 2000, none["items"][0]
+            missing.append(clean["elapsed_s"] / none["elapsed_s"])
             told.append(bad["items"][0]["calls"])
+        print(f"poison, lookup: 1% have no row: {statistics.median(missing):.3f} of the clean rate (goal 0.80)")
         print(
             f"poison, lookup: 1% make the database fail: {statistics.median(ratios):.3f} of the clean rate (goal 0.80), "
             f"{told[0]} queries"
