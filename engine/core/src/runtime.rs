@@ -6,12 +6,17 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use datafusion::common::Result;
+use datafusion::common::config::ConfigOptions;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::SessionStateBuilder;
-use datafusion::execution::{SessionState, SessionStateDefaults};
+use datafusion::execution::{FunctionRegistry as _, SessionState, SessionStateDefaults};
+use datafusion::functions::datetime::to_timestamp::{
+    ToTimestampFunc, ToTimestampMicrosFunc, ToTimestampMillisFunc, ToTimestampNanosFunc, ToTimestampSecondsFunc,
+};
+use datafusion::logical_expr::ScalarUDF;
 use datafusion::prelude::SessionConfig;
 
 use tokio_util::sync::CancellationToken;
@@ -142,6 +147,20 @@ impl Engine {
             )
             .with_query_planner(Arc::new(StepPlanner))
             .build();
+        // With a zone in the session they announce it for texts, and leave it out of what they give.
+        let no_zone = ConfigOptions::default();
+        let instants: [ScalarUDF; 5] = [
+            ToTimestampFunc::new_with_config(&no_zone).into(),
+            ToTimestampSecondsFunc::new_with_config(&no_zone).into(),
+            ToTimestampMillisFunc::new_with_config(&no_zone).into(),
+            ToTimestampMicrosFunc::new_with_config(&no_zone).into(),
+            ToTimestampNanosFunc::new_with_config(&no_zone).into(),
+        ];
+        for function in instants {
+            if let Err(error) = state.register_udf(Arc::new(function)) {
+                tracing::error!("a function of time is not as it should be: {}", error.strip_backtrace());
+            }
+        }
         let options = Arc::clone(state.config().options());
         let properties = state.execution_props_mut();
         properties.mark_start_execution(options);
