@@ -149,4 +149,8 @@ fn what_is_no_function_of_its_input_is_not_kept() {
     space.write("rows.csv", "k,n\na,1\nb,1\nc,1\n");
     space.write("flow.yaml", RESULTS.replace("ORDER BY k LIMIT 100", "LIMIT 1").replace(" ORDER BY k\n", "\n"));
     assert_eq!(made(&space, &[]), 3);
+    assert_eq!(std::fs::read_to_string(space.path("out.csv")).unwrap().lines().count(), 1 + 1);
+    space.write("flow.yaml", RESULTS.replace(" ORDER BY k\n", "\n"));
+    assert_eq!(made(&space, &[]), 3);
+    assert_eq!(std::fs::read_to_string(space.path("out.csv")).unwrap().lines().count(), 1 + 3);
 }

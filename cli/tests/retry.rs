@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde_json::Value;
 
@@ -119,6 +119,66 @@ fn failed_items_are_tried_again_and_nothing_else_is() {
     assert!(over.err.contains("RM0809"), "{}", over.err);
     let items = space.rowmill(&["items", "last", "--format", "csv"]);
     assert_eq!(items.out.lines().count(), 1, "{}", items.out);
+}
+
+/// Calls below a step that changed are paired by what they read, and many read the same: through several retries each
+/// row keeps an answer to its own call, and no answered call is made again.
+#[test]
+fn equal_calls_keep_their_rows_through_several_retries() {
+    let version = Arc::new(AtomicUsize::new(1));
+    let state = Arc::clone(&version);
+    let answered: Arc<AtomicUsize> = Arc::default();
+    let count = Arc::clone(&answered);
+    let service = Service::start(move |path, before| {
+        let version = state.load(Ordering::SeqCst);
+        let item = path.starts_with("/item/");
+        match item {
+            true if number(path) % 25 == 17 && version < 2 => (404, String::new()),
+            true if number(path) % 50 == 17 && version < 3 => (404, String::new()),
+            false if before % 5 == 3 && version < 4 => (400, "{\"error\": \"closed\"}".to_owned()),
+            false => {
+                count.fetch_add(1, Ordering::SeqCst);
+                (200, format!("{{\"answer\": {}}}", number(path) * 1000))
+            }
+            true => (200, format!("{{\"answer\": {}}}", number(path))),
+        }
+    });
+    let space = Scratch::new();
+    space.write("rowmill.yaml", format!("{}state: {{chunk_rows: 23}}\n", service.configuration("")));
+    space.write(
+        "flow.yaml",
+        "
+rowmill: 1
+name: equal
+durable: true
+sources: {numbers: {range: {end: 200}}}
+steps:
+  asked:
+    http: {from: numbers, connection: api, path: '/item/{value}', response: {answer: {json: /answer, type: int64}}}
+    on_error: dead_letter
+  bucketed: {sql: 'SELECT value, value % 4 AS bucket FROM asked'}
+  kinds:
+    http: {from: bucketed, connection: api, method: POST, path: '/kind/{bucket}', response: {kind: {json: /answer, type: int64}}}
+    effects: once
+    on_error: dead_letter
+sinks: {out: {from: kinds, path: out.csv}}
+",
+    );
+    for attempt in 1..=4 {
+        version.store(attempt, Ordering::SeqCst);
+        let arguments: &[&str] = if attempt == 1 { &["run", "flow.yaml"] } else { &["retry", "last"] };
+        let done = space.rowmill(arguments);
+        assert_eq!(done.code, if attempt == 4 { 0 } else { 3 }, "version {attempt}: {}{}", done.out, done.err);
+        let text = std::fs::read_to_string(space.path("out.csv")).unwrap();
+        let rows: Vec<Vec<u64>> =
+            text.lines().skip(1).map(|line| line.split(',').map(|word| word.parse().unwrap()).collect()).collect();
+        assert_eq!(rows.len(), answered.load(Ordering::SeqCst), "version {attempt}: a row for each answer");
+        assert!(rows.iter().map(|row| row[0]).is_sorted(), "version {attempt}: {text}");
+        for row in &rows {
+            assert_eq!((row[1], row[2]), (row[0] % 4, row[0] % 4 * 1000), "version {attempt}: {row:?}");
+        }
+    }
+    assert_eq!(answered.load(Ordering::SeqCst), 200);
 }
 
 #[test]

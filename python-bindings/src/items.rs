@@ -219,9 +219,11 @@ pub(crate) fn cache_policy(said: &Bound<'_, PyDict>) -> PyResult<CachePolicy> {
     })?;
     let columns: Option<Vec<String>> = get(said, "key")?.extract()?;
     let connection: Option<String> = get(said, "connection")?.extract()?;
+    let ttl = get(said, "ttl_s")?.extract::<Option<f64>>()?.map(Duration::try_from_secs_f64).transpose();
+    let ttl = ttl.map_err(|error| PyValueError::new_err(format!("cache: the ttl is no length of time: {error}")))?;
     Ok(CachePolicy {
         key: columns.map(|columns| columns.into_iter().map(Spanned::bare).collect()),
-        ttl: get(said, "ttl_s")?.extract::<Option<f64>>()?.map(Duration::from_secs_f64).map(Spanned::bare),
+        ttl: ttl.map(Spanned::bare),
         tier: Some(Spanned::bare(tier)),
         max_size: get(said, "max_size")?.extract::<Option<u64>>()?.map(Spanned::bare),
         connection: connection.map(Spanned::bare),

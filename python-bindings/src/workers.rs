@@ -58,7 +58,8 @@ pub(crate) fn step_from_python(said: &Bound<'_, PyDict>, reads: &[String], outpu
     options.many = get("many")?.extract()?;
     options.in_flight = get("in_flight")?.extract()?;
     options.limits.memory_bytes = get("memory_bytes")?.extract()?;
-    options.group_timeout = get("timeout_s")?.extract::<Option<f64>>()?.map(Duration::from_secs_f64);
+    let timeout = get("timeout_s")?.extract::<Option<f64>>()?.map(Duration::try_from_secs_f64).transpose();
+    options.group_timeout = timeout.map_err(|error| PyValueError::new_err(format!("timeout: {error}")))?;
     options.printed = to_python();
     let kind: String = get("kind")?.extract()?;
     options.kind = Some(word("kind of function", &kind, Kind::from_word(&kind))?);

@@ -246,13 +246,15 @@ impl Driver {
         let target = operator.policy.target;
         let small = batch_bytes(&read) <= target.bytes;
         let first = self.next_row;
+        let places = ItemIds::Range { file: self.scope.place, rows: first..first + rows as u64 };
         let ids = match &self.scope.earlier {
             Some(earlier) if earlier.ids.len() as u64 >= first + rows as u64 => earlier.ids.slice(first as usize, rows),
-            _ => ItemIds::Range { file: self.scope.place, rows: first..first + rows as u64 },
+            _ => places.clone(),
         };
         let mut unit = Unit {
             number: self.next_unit,
             ids,
+            places,
             input,
             bytes,
             unsettled: rows,

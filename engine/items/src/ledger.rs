@@ -89,6 +89,7 @@ pub fn ledger_schema(item: &Schema) -> SchemaRef {
         Field::new("status", DataType::UInt16, true),
         Field::new("details", DataType::Utf8, true),
         Field::new("item", DataType::Struct(item.fields().clone()), false),
+        Field::new("sent_as", DataType::Utf8, true),
     ]))
 }
 
@@ -131,19 +132,26 @@ impl Ledger {
         self.state.lock().samples.clone()
     }
 
-    /// Adds items of one unit, or batch, of the input; `ids` are those of all its rows.
+    /// Adds items of one unit, or batch, of the input; `places` are those of all its rows, and `sent_as` the identities
+    /// under which they were sent, where those are others: in a retry they are what they were before.
     ///
     /// # Errors
     /// When its file cannot be written, or it was finished before.
-    pub fn record(&self, input: &RecordBatch, ids: &ItemIds, losses: &[Loss]) -> Result<(), LedgerError> {
-        let batch = self.batch(input, ids, losses).map_err(|error| self.error(&error))?;
+    pub fn record(
+        &self,
+        input: &RecordBatch,
+        places: &ItemIds,
+        sent_as: Option<&ItemIds>,
+        losses: &[Loss],
+    ) -> Result<(), LedgerError> {
+        let batch = self.batch(input, places, sent_as, losses).map_err(|error| self.error(&error))?;
         let mut state = self.state.lock();
         if state.finished {
             return Err(LedgerError { path: self.path.clone(), message: "it was finished before".to_owned() });
         }
         for loss in losses.iter().take(SAMPLES.saturating_sub(state.samples.len())) {
             state.samples.push(LedgerSample {
-                item: ids.get(loss.row as usize).to_string(),
+                item: places.get(loss.row as usize).to_string(),
                 outcome: loss.outcome.as_str(),
                 reason: match &loss.failure {
                     Some(failure) => format!("{}: {}", failure.code(), failure.message()),
@@ -161,7 +169,13 @@ impl Ledger {
         }
     }
 
-    fn batch(&self, input: &RecordBatch, ids: &ItemIds, losses: &[Loss]) -> Result<RecordBatch, ArrowError> {
+    fn batch(
+        &self,
+        input: &RecordBatch,
+        places: &ItemIds,
+        sent_as: Option<&ItemIds>,
+        losses: &[Loss],
+    ) -> Result<RecordBatch, ArrowError> {
         let rows = UInt32Array::from_iter_values(losses.iter().map(|loss| loss.row));
         let picked: Vec<ArrayRef> =
             take_record_batch(input, &rows)?.columns().iter().map(|column| compact(column)).collect();
@@ -169,7 +183,12 @@ impl Ledger {
             DataType::Struct(fields) if !fields.is_empty() => StructArray::try_new(fields.clone(), picked, None)?,
             _ => StructArray::new_empty_fields(losses.len(), None),
         };
-        let places: Vec<_> = losses.iter().map(|loss| ids.get(loss.row as usize)).collect();
+        let of = |ids: &ItemIds| losses.iter().map(|loss| ids.get(loss.row as usize)).collect::<Vec<_>>();
+        let places = of(places);
+        let sent_as: StringArray = match sent_as.map(of) {
+            None => losses.iter().map(|_| None::<String>).collect(),
+            Some(sent) => sent.iter().zip(&places).map(|(sent, at)| (sent != at).then(|| sent.to_string())).collect(),
+        };
         let failures = || losses.iter().map(|loss| loss.failure.as_ref());
         let mut details = StringBuilder::new();
         failures().for_each(|failure| details.append_option(failure.and_then(details_of)));
@@ -183,6 +202,7 @@ impl Ledger {
             Arc::new(UInt16Array::from_iter(failures().map(|failure| failure.and_then(Failure::status_code)))),
             Arc::new(details.finish()),
             Arc::new(item),
+            Arc::new(sent_as),
         ];
         RecordBatch::try_new(Arc::clone(&self.schema), columns)
     }

@@ -36,7 +36,7 @@ pub(crate) fn note(
         let stops = failure.code() != FailureCode::Cancelled || !cancel.is_cancelled();
         if stops && matches!(operator.policy.on_error, OnError::Fail) {
             operator.stop(StopReason::Item {
-                item: unit.ids.get(loss.row as usize).to_string(),
+                item: unit.places.get(loss.row as usize).to_string(),
                 failure: failure.clone(),
                 attempts: loss.attempts,
             });
@@ -63,7 +63,8 @@ pub(crate) fn write_losses(operator: &StepOperator, scope: &Scope, unit: &mut Un
             Err(error) => stop_for(operator, &error.to_string()),
         }
     }
-    if let Err(error) = scope.ledger.record(&unit.input, &unit.ids, &unit.losses) {
+    let sent_as = scope.earlier.is_some().then_some(&unit.ids);
+    if let Err(error) = scope.ledger.record(&unit.input, &unit.places, sent_as, &unit.losses) {
         stop_for(operator, &error.to_string());
     }
     unit.losses.clear();

@@ -83,7 +83,10 @@ pub(crate) struct Unit {
     pub(crate) input: RecordBatch,
     /// The columns that the step reads.
     pub(crate) read: RecordBatch,
+    /// Under which identities its items are sent.
     pub(crate) ids: ItemIds,
+    /// Where its rows stand in the partition, or chunk: what the ledger and messages call them by.
+    pub(crate) places: ItemIds,
     /// Bytes of the input, and of the step's columns as they come in.
     pub(crate) bytes: usize,
     pub(crate) unsettled: usize,

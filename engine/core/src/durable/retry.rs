@@ -78,6 +78,8 @@ pub(super) struct CallShape {
     pub(super) reads: Vec<String>,
     /// Rows for an item.
     pub(super) cardinality: Cardinality,
+    /// Whether a call may be made again.
+    pub(super) repeatable: bool,
     /// Makes the texts of old failures clean again.
     pub(super) redactor: Redactor,
     /// What is tried again.
@@ -98,7 +100,10 @@ struct Entry {
     outcome: Outcome,
     failure: Option<Failure>,
     attempts: u32,
-    id: (u32, u64),
+    /// Its chunk and row.
+    place: (u32, u64),
+    /// The identity that it was sent under.
+    sent_as: (u32, u64),
 }
 
 impl CallShape {
@@ -128,7 +133,7 @@ impl CallShape {
     fn chunk(&self, spec: &ChunkSpec, chunk: &CommittedChunk) -> Result<ChunkBefore> {
         let input = read_whole(&self.folder.join(&spec.path))?;
         let output = read_whole(&self.folder.join(&chunk.commit.output))?;
-        let lost = self.lost(&input, spec, chunk)?;
+        let lost = self.lost(input.num_rows(), spec, chunk)?;
         let width = input.num_columns().min(output.num_columns());
         let added: Vec<usize> = (width..output.num_columns()).collect();
         let rows = output.project(&added)?;
@@ -142,14 +147,21 @@ impl CallShape {
         let mut next = 0u32;
         for row in 0..input.num_rows() as u32 {
             let entry = lost.get(&row);
-            let given = match (&counts, entry) {
-                (Some(counts), _) => counts.get(row as usize).copied().unwrap_or(0),
-                (None, None) => 1,
-                (None, Some(entry)) => u32::from(entry.outcome == Outcome::Defaulted),
+            let (given, mixed) = match (&counts, entry) {
+                (Some(counts), _) => counts.get(row as usize).copied().unwrap_or_default(),
+                (None, None) => (1, false),
+                (None, Some(entry)) => (u32::from(entry.outcome == Outcome::Defaulted), false),
             };
             let range = next..next + given;
             next += given;
+            if mixed && !self.repeatable {
+                let path = &chunk.commit.output;
+                return Err(damaged(format!(
+                    "{path}: which rows are defaults cannot be told, and calls are made once"
+                )));
+            }
             fates.push(match entry {
+                _ if mixed => Fate::Open,
                 None => Fate::Rows(range),
                 Some(entry) if self.choice.takes(entry.outcome, entry.failure.is_some()) => Fate::Open,
                 Some(entry) => {
@@ -157,7 +169,7 @@ impl CallShape {
                 }
             });
             if let Some(entry) = entry {
-                ids.insert(row, entry.id);
+                ids.insert(row, entry.sent_as);
             }
         }
         if next as usize != rows.num_rows() {
@@ -172,49 +184,22 @@ impl CallShape {
         Ok(ChunkBefore { rows, fates, ids })
     }
 
-    /// The items of a chunk's ledger by row. An identity that is not a place in this chunk comes from an earlier
-    /// version; that item is the first of equal values that is not taken.
-    fn lost(&self, input: &RecordBatch, spec: &ChunkSpec, chunk: &CommittedChunk) -> Result<BTreeMap<u32, Entry>> {
+    /// The items of a chunk's ledger by row.
+    fn lost(&self, rows: usize, spec: &ChunkSpec, chunk: &CommittedChunk) -> Result<BTreeMap<u32, Entry>> {
         let mut lost = BTreeMap::new();
         let Some(ledger) = &chunk.commit.ledger else { return Ok(lost) };
         let (_, batches) = read_ledger(&self.folder.join(ledger)).map_err(unreadable)?;
-        let place = u32::try_from(spec.chunk).unwrap_or(u32::MAX);
-        let mut elsewhere: Vec<(CacheKey, Entry)> = Vec::new();
-        let mask = (1 << CHUNK_BITS) - 1;
-        let of_input = self.keys(input, input.num_rows())?;
         for batch in batches {
-            let items = match batch.column_by_name("item").and_then(|items| items.as_struct_opt()) {
-                Some(items) => RecordBatch::from(items.clone()),
-                None => return Err(damaged(format!("{ledger}: it has no column `item`"))),
-            };
-            let keys = self.keys(&items, batch.num_rows())?;
-            for (entry, key) in self.entries(&batch)?.into_iter().zip(keys) {
-                let (file, row) = entry.id;
-                let fits = file & mask == place & mask && of_input.get(row as usize) == Some(&key);
+            for entry in self.entries(&batch)? {
+                let (file, row) = entry.place;
                 match u32::try_from(row) {
-                    Ok(row) if fits && !lost.contains_key(&row) => {
-                        lost.insert(row, entry);
+                    Ok(row) if u64::from(file) == spec.chunk && (row as usize) < rows => lost.insert(row, entry),
+                    _ => {
+                        return Err(damaged(format!(
+                            "{ledger}: it lists item {file}:{row}, which is not in {}",
+                            spec.path
+                        )));
                     }
-                    _ => elsewhere.push((key, entry)),
-                }
-            }
-            if elsewhere.is_empty() {
-                continue;
-            }
-            let mut rows: HashMap<CacheKey, Vec<u32>> = HashMap::new();
-            for (row, key) in of_input.iter().enumerate().rev() {
-                rows.entry(*key).or_default().push(row as u32);
-            }
-            for (key, entry) in elsewhere.drain(..) {
-                let free = loop {
-                    match rows.get_mut(&key).and_then(Vec::pop) {
-                        Some(row) if lost.contains_key(&row) => {}
-                        row => break row,
-                    }
-                };
-                match free {
-                    Some(row) => lost.insert(row, entry),
-                    None => return Err(damaged(format!("{ledger}: it lists an item that is not in {}", spec.path))),
                 };
             }
         }
@@ -230,6 +215,7 @@ impl CallShape {
         let status = column("status")?.as_primitive::<UInt16Type>();
         let (outcomes, codes) = (column("outcome")?.as_string::<i32>(), column("code")?.as_string::<i32>());
         let messages = column("message")?.as_string::<i32>();
+        let sent_as = column("sent_as")?.as_string::<i32>();
         (0..batch.num_rows())
             .map(|at| {
                 let word = outcomes.value(at);
@@ -241,7 +227,14 @@ impl CallShape {
                     let failure = Failure::new(code, message, &self.redactor).retryable(false).sent(Sent::Maybe);
                     if status.is_valid(at) { failure.status(status.value(at)) } else { failure }
                 });
-                Ok(Entry { outcome, failure, attempts: attempts.value(at), id: (file.value(at), row.value(at)) })
+                let place = (file.value(at), row.value(at));
+                let sent_as = match sent_as.is_valid(at) {
+                    false => place,
+                    true => {
+                        identity(sent_as.value(at)).ok_or_else(|| damaged("a ledger has no identity".to_owned()))?
+                    }
+                };
+                Ok(Entry { outcome, failure, attempts: attempts.value(at), place, sent_as })
             })
             .collect()
     }
@@ -368,40 +361,50 @@ impl Index {
     }
 }
 
-/// How many rows each item of a step with any number of rows gave. Rows come in the order of the items and begin with
-/// their columns; among neighbours of equal values the first is given all, which makes the same rows in the same order.
-fn fan_out(input: &RecordBatch, output: &RecordBatch, lost: &BTreeMap<u32, Entry>) -> Result<Vec<u32>> {
-    let mut counts = vec![0u32; input.num_rows()];
+/// Which rows each item of a step with any number of rows gave. Rows come in the order of the items and begin with
+/// their columns. Among neighbours of equal values the first is given all, which makes the same rows in the same order;
+/// where a default stands among them nobody can tell it from an answer, which the flag says.
+fn fan_out(input: &RecordBatch, output: &RecordBatch, lost: &BTreeMap<u32, Entry>) -> Result<Vec<(u32, bool)>> {
     let fields = input.schema().fields().iter().map(|field| SortField::new(field.data_type().clone())).collect();
     let converter = RowConverter::new(fields)?;
     let width = input.num_columns().min(output.num_columns());
     let came = converter.convert_columns(input.columns())?;
     let left = converter.convert_columns(output.columns().get(..width).unwrap_or(&[]))?;
+    // (rows, whether they may be those of a neighbour)
+    let mut given = vec![(0u32, false); input.num_rows()];
+    let has_rows = |row: usize| lost.get(&(row as u32)).is_none_or(|entry| entry.outcome == Outcome::Defaulted);
     let mut next = 0;
-    for (row, count) in counts.iter_mut().enumerate() {
-        match lost.get(&(row as u32)) {
-            Some(entry) if entry.outcome == Outcome::Defaulted => {
-                *count = 1;
-                next += 1;
-            }
-            Some(_) => {}
-            None => {
-                // A default's row of an equal item that follows at once would be taken for this one's: it is left.
-                let own = |row: usize| lost.get(&(row as u32)).is_some_and(|entry| entry.outcome == Outcome::Defaulted);
-                let kept = (row + 1..input.num_rows())
-                    .take_while(|at| came.row(*at) == came.row(row))
-                    .filter(|at| own(*at))
-                    .count();
-                let from = next;
-                while next < output.num_rows() && left.row(next) == came.row(row) {
-                    next += 1;
-                }
-                next = from.max(next.saturating_sub(kept));
-                *count = (next - from) as u32;
+    let mut row = 0;
+    while row < input.num_rows() {
+        if !has_rows(row) {
+            row += 1;
+            continue;
+        }
+        // The run of equal items from here on; those that gave nothing stand in nobody's way.
+        let run: Vec<usize> = (row..input.num_rows())
+            .filter(|at| has_rows(*at))
+            .take_while(|at| came.row(*at) == came.row(row))
+            .collect();
+        let from = next;
+        while next < output.num_rows() && left.row(next) == came.row(row) {
+            next += 1;
+        }
+        let defaults = run.iter().filter(|at| lost.contains_key(&(**at as u32))).count();
+        let mixed = defaults > 0 && run.len() > 1;
+        for at in &run {
+            if let Some(given) = given.get_mut(*at) {
+                *given = (if *at == row { (next - from) as u32 } else { 0 }, mixed);
             }
         }
+        row = run.last().map_or(row, |last| *last) + 1;
     }
-    Ok(counts)
+    Ok(given)
+}
+
+/// `file:row`, read back.
+fn identity(text: &str) -> Option<(u32, u64)> {
+    let (file, row) = text.split_once(':')?;
+    Some((file.parse().ok()?, row.parse().ok()?))
 }
 
 fn columns_of(ids: &[(u32, u64)]) -> ItemIds {

@@ -96,6 +96,7 @@ impl Work<'_> {
             folder: self.durable.folder_of(self.run),
             reads: call.shape.input.fields().iter().map(|field| field.name().clone()).collect(),
             cardinality: description.cardinality,
+            repeatable: call.policy.effects.repeatable(),
             redactor: redactor.clone(),
             choice: before.choice,
         };

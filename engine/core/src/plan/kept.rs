@@ -31,6 +31,8 @@ use crate::durable::chunks::{ChunkFile, ChunkScanExec, ChunkWriter};
 const MANIFEST: &str = "manifest.json";
 /// A result in the making that nobody touched for so long belongs to nobody.
 const LEFT_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// A result that was asked for within this time may be about to be read by another process.
+const IN_USE: Duration = Duration::from_secs(600);
 
 /// Which files make a result, partition by partition, with their sizes.
 #[derive(Debug, Serialize, Deserialize)]
@@ -294,7 +296,8 @@ impl Aside {
     }
 }
 
-/// Removes results that were used longest ago, until the rest fits; `own` stays.
+/// Removes results that were used longest ago, until the rest fits; `own` stays, and so does what was used just now, if
+/// need be above the bound.
 fn make_room(folder: &Path, own: &Path, max_bytes: u64) -> std::io::Result<()> {
     let mut results: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
     for entry in std::fs::read_dir(folder)? {
@@ -311,11 +314,12 @@ fn make_room(folder: &Path, own: &Path, max_bytes: u64) -> std::io::Result<()> {
     }
     let mut all: u64 = results.iter().map(|(_, bytes, _)| bytes).sum();
     results.sort();
-    for (_, bytes, path) in results {
+    for (used, bytes, path) in results {
         if all <= max_bytes {
             return Ok(());
         }
-        if path != own {
+        // A time ahead of the clock counts as now.
+        if path != own && used.elapsed().is_ok_and(|age| age > IN_USE) {
             std::fs::remove_dir_all(&path)?;
             all -= bytes;
         }

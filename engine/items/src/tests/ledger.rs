@@ -53,11 +53,11 @@ fn a_ledger_without_rows_has_no_file_and_a_large_one_spills() {
     let input = numbers(0..8192);
     let ids = ItemIds::Range { file: 0, rows: 0..8192 };
     for _ in 0..20 {
-        ledger.record(&input, &ids, &losses(0..8192)).unwrap();
+        ledger.record(&input, &ids, None, &losses(0..8192)).unwrap();
     }
     assert!(path.metadata().unwrap().len() > 1 << 20, "it went to its file before it was finished");
     ledger.finish().unwrap();
-    assert!(ledger.record(&input, &ids, &losses(0..1)).is_err(), "it is over");
+    assert!(ledger.record(&input, &ids, None, &losses(0..1)).is_err(), "it is over");
     let (_, batches) = read_ledger(&path).unwrap();
     assert_eq!(batches.iter().map(RecordBatch::num_rows).sum::<usize>(), 20 * 8192);
     assert_eq!(ledger.samples().len(), 10);
@@ -70,7 +70,7 @@ fn one_row_of_a_view_column_does_not_keep_the_others() {
     let input = RecordBatch::try_from_iter([("text", column)]).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let ledger = Ledger::new(&input.schema(), folder.path().join("ledger.arrow"));
-    ledger.record(&input, &ItemIds::Range { file: 0, rows: 0..1000 }, &losses(7..8)).unwrap();
+    ledger.record(&input, &ItemIds::Range { file: 0, rows: 0..1000 }, None, &losses(7..8)).unwrap();
     let path = ledger.finish().unwrap().unwrap();
     assert!(path.metadata().unwrap().len() < 50_000);
     let (_, batches) = read_ledger(&path).unwrap();
@@ -87,6 +87,6 @@ fn an_unwritable_ledger_names_its_file() {
     let file = folder.path().join("file");
     std::fs::write(&file, "x").unwrap();
     let ledger = Ledger::new(&input_schema(), file.join("ledger.arrow"));
-    ledger.record(&numbers(0..1), &ItemIds::Range { file: 0, rows: 0..1 }, &losses(0..1)).unwrap();
+    ledger.record(&numbers(0..1), &ItemIds::Range { file: 0, rows: 0..1 }, None, &losses(0..1)).unwrap();
     assert!(ledger.finish().unwrap_err().to_string().contains("ledger.arrow"));
 }

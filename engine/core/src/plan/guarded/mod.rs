@@ -193,7 +193,7 @@ impl Guard {
             .into_iter()
             .map(|(row, message)| Loss { row, failure: Some(failed(message)), attempts: 1, outcome })
             .collect();
-        if let Err(error) = begun.ledger.record(input, ids, &losses) {
+        if let Err(error) = begun.ledger.record(input, ids, None, &losses) {
             let failure = Failure::new(FailureCode::Setup, error.to_string(), &begun.redactor).sent(Sent::Never);
             return Err(external(self.stop(StopReason::Fatal { failure })));
         }
