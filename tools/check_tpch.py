@@ -18,6 +18,7 @@ usage or missing tools.
 """
 
 import argparse
+import contextlib
 import datetime
 import decimal
 import json
@@ -116,6 +117,10 @@ def elapsed_seconds(stdout: str) -> float | None:
     return None
 
 
+# What stands in the environment of every run: where a cluster's folder is, if there is one.
+ENVIRONMENT: dict[str, str] = {}
+
+
 def run_rowmill(rowmill: str, query: int, scale: float, data: pathlib.Path, out: pathlib.Path, limit_s: float):
     """Runs one workflow. Returns (seconds of the whole process, seconds that it reports or None)."""
     command = [rowmill, "run", str(WORKFLOWS / f"q{query:02}.yaml"), "--output", "json",
@@ -126,7 +131,8 @@ def run_rowmill(rowmill: str, query: int, scale: float, data: pathlib.Path, out:
     result.unlink(missing_ok=True)
     start = time.perf_counter()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s)
+        environment = {**os.environ, **ENVIRONMENT}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, env=environment)
     except subprocess.TimeoutExpired:
         raise Failure(f"still running after {limit_s:g} s") from None
     except OSError as error:
@@ -138,6 +144,25 @@ def run_rowmill(rowmill: str, query: int, scale: float, data: pathlib.Path, out:
     if not result.is_file():
         raise Failure(f"exit status 0, but {result} is not there")
     return seconds, elapsed_seconds(done.stdout)
+
+
+@contextlib.contextmanager
+def cluster(rowmill: str, executors: str | None, scratch: pathlib.Path):
+    """A cluster on this machine, on which runs go while it is there; nothing where no executors are asked for."""
+    if not executors:
+        yield
+        return
+    ENVIRONMENT["ROWMILL_STATE__DIR"] = str(scratch / "state")
+    environment = {**os.environ, **ENVIRONMENT}
+    command = [rowmill, "cluster", "up", "--port", "0", "--executors", executors]
+    up = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if up.returncode != 0:
+        fail(f"the cluster did not come up: {up.stderr.strip()}")
+    ENVIRONMENT["ROWMILL_CLUSTER"] = "local"
+    try:
+        yield
+    finally:
+        subprocess.run([rowmill, "cluster", "down"], env=environment, stdout=subprocess.DEVNULL)
 
 
 # --- Comparing -------------------------------------------------------------------------------------------------------
@@ -273,6 +298,7 @@ def parse_options(arguments=None):
                         help="such as 1,3-5; all where absent")
     parser.add_argument("--time", type=positive(int), metavar="N", help="also print times, the best of N runs")
     parser.add_argument("--limit", type=positive(float), default=600.0, metavar="S", help="seconds a run may take")
+    parser.add_argument("--cluster", metavar="EXECUTORS", help="run on a cluster of these, such as cpu=2,io=1")
     parser.add_argument("--venv", metavar="DIR", help="where to install duckdb and pyarrow, if Python lacks them")
     parser.add_argument("--json", metavar="FILE", help="also write the outcomes here")
     return parser.parse_args(arguments)
@@ -317,14 +343,15 @@ def main() -> int:
         out.mkdir()
         generate(options.tpchgen, options.scale, data)
         connection = connect(data)
-        for query in options.queries:
-            try:
-                outcome = check(query, options, data, out, connection)
-                print(f"q{query:02} passed  {outcome['rows']:>6} rows{times(outcome)}", flush=True)
-            except Failure as failure:
-                outcome = {"query": query, "failure": str(failure)}
-                print(f"q{query:02} FAILED  {failure}", flush=True)
-            outcomes.append(outcome)
+        with cluster(options.rowmill, options.cluster, pathlib.Path(scratch)):
+            for query in options.queries:
+                try:
+                    outcome = check(query, options, data, out, connection)
+                    print(f"q{query:02} passed  {outcome['rows']:>6} rows{times(outcome)}", flush=True)
+                except Failure as failure:
+                    outcome = {"query": query, "failure": str(failure)}
+                    print(f"q{query:02} FAILED  {failure}", flush=True)
+                outcomes.append(outcome)
 
     timed = [outcome for outcome in outcomes if "wall_s" in outcome]
     if timed:

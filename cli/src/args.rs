@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -57,6 +58,106 @@ pub(crate) struct WorkflowArguments {
     pub(crate) vars: Option<PathBuf>,
 }
 
+/// Which cluster, and what opens it.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct ClusterArguments {
+    /// Run on this cluster: HOST:PORT of its scheduler, or `local` for the one that `rowmill cluster up` started
+    #[arg(long, value_name = "ADDRESS", env = "ROWMILL_CLUSTER")]
+    pub(crate) cluster: Option<String>,
+    /// The file that holds the cluster's token [default: the variable ROWMILL_CLUSTER_TOKEN]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+}
+
+/// A scheduler.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SchedulerArguments {
+    /// Where it listens; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7780")]
+    pub(crate) listen: SocketAddr,
+    /// The name under which executors reach this machine [default: the address]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) host: Option<String>,
+    /// The file that holds the cluster's token [default: the variable ROWMILL_CLUSTER_TOKEN]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Seconds that a stage waits for an executor of its class before its run fails
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub(crate) queue_timeout_s: u64,
+}
+
+/// An executor.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ExecutorArguments {
+    /// A class that it serves; may be given several times
+    #[arg(long = "class", value_name = "CLASS", required = true)]
+    pub(crate) classes: Vec<String>,
+    /// Partitions that it works on at a time [default: one for each core]
+    #[arg(long, value_name = "N")]
+    pub(crate) slots: Option<u32>,
+    /// A scheduler; may be given several times, the first that answers is joined
+    #[arg(long = "scheduler", value_name = "HOST:PORT", required = true)]
+    pub(crate) schedulers: Vec<String>,
+    /// The file that holds the cluster's token [default: the variable ROWMILL_CLUSTER_TOKEN]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// The address to listen on
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub(crate) listen: IpAddr,
+    /// The name under which others reach this machine [default: the address]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) host: Option<String>,
+    /// The port on which it takes tasks; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    pub(crate) task_port: u16,
+    /// The port on which it serves what it has made; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    pub(crate) result_port: u16,
+    /// A folder of its own for what it makes; swept at the start
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) work_dir: PathBuf,
+    /// Seconds that it goes on after SIGTERM, to finish tasks and to serve what others will read
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub(crate) drain_s: u64,
+}
+
+/// What is done with a cluster on this machine.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterAction {
+    /// Start a scheduler and executors here; what has ended is started again
+    Up {
+        /// Executors by class, such as cpu=2,io=1; cpu+io=1 is one that serves both
+        #[arg(long, value_name = "CLASS=N,..", default_value = "cpu=1")]
+        executors: String,
+        /// Slots of each executor [default: the cores, shared out]
+        #[arg(long, value_name = "N")]
+        slots: Option<u32>,
+        /// The scheduler's port; 0 takes a free one
+        #[arg(long, value_name = "PORT", default_value_t = 7780)]
+        port: u16,
+        /// Its folder: logs, token, what executors make [default: `cluster` in the state folder]
+        #[arg(long, value_name = "FOLDER")]
+        dir: Option<PathBuf>,
+    },
+    /// Show executors and jobs
+    Status {
+        #[command(flatten)]
+        cluster: ClusterArguments,
+        /// The folder of a cluster on this machine
+        #[arg(long, value_name = "FOLDER")]
+        dir: Option<PathBuf>,
+    },
+    /// Stop the cluster that `up` started
+    Down {
+        /// Seconds that executors may take to finish
+        #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+        grace_s: u64,
+        /// Its folder
+        #[arg(long, value_name = "FOLDER")]
+        dir: Option<PathBuf>,
+    },
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run a workflow to its end
@@ -72,6 +173,8 @@ pub(crate) enum Command {
         /// Keep a journal, so that the run can go on after a crash [workflow key: durable]
         #[arg(long)]
         durable: bool,
+        #[command(flatten)]
+        cluster: ClusterArguments,
     },
     /// Go on with a durable run that was interrupted
     Resume {
@@ -162,7 +265,18 @@ pub(crate) enum Command {
         /// text shows stages and plans; the others draw the graph of steps
         #[arg(long, value_enum, default_value_t = ExplainFormat::Text)]
         format: ExplainFormat,
+        #[command(flatten)]
+        cluster: ClusterArguments,
     },
+    /// Start, look at and stop a cluster on this machine
+    Cluster {
+        #[command(subcommand)]
+        action: ClusterAction,
+    },
+    /// Be the scheduler of a cluster
+    Scheduler(SchedulerArguments),
+    /// Be an executor of a cluster
+    Executor(ExecutorArguments),
     /// Write a small workflow that runs, to start from
     Init {
         /// Folder to write into
@@ -179,6 +293,11 @@ pub(crate) enum Command {
         /// How rows are printed [default: table; json with --output json]
         #[arg(long, value_enum)]
         format: Option<RowFormat>,
+    },
+    /// Show the GPU of this machine, or measure it
+    Gpu {
+        #[command(subcommand)]
+        action: GpuAction,
     },
     /// Show the configuration, or the schemas that editors complete by
     Config {
@@ -205,6 +324,22 @@ pub(crate) enum ConfigAction {
     WorkflowSchema,
     /// JSON schema of configuration files
     ConfigSchema,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum GpuAction {
+    /// What GPU is here, or why none can be used
+    Info,
+    /// Measure each operator on the GPU and on the CPU, and how close the GPU comes to its memory and its link
+    Bench {
+        /// Rows of the inputs, separated by commas
+        #[arg(long, value_name = "ROWS", value_delimiter = ',', default_values_t = [65_536_u64, 1_048_576, 16_777_216],
+              value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+        rows: Vec<u64>,
+        /// Keep the table: decisions go by it from then on [setting: gpu.dir]
+        #[arg(long)]
+        save: bool,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

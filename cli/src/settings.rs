@@ -54,7 +54,7 @@ impl Settings {
             env: std::env::vars_os()
                 .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
                 .collect(),
-            reserved_env: vec!["ROWMILL_CONFIG".to_owned()],
+            reserved_env: ["ROWMILL_CONFIG", "ROWMILL_CLUSTER", "ROWMILL_CLUSTER_TOKEN"].map(str::to_owned).to_vec(),
             flags,
         })?;
         Ok(Settings { config })
@@ -99,7 +99,10 @@ impl Settings {
         let level = &self.config.log.level;
         let filter = match level.as_str() {
             "debug" | "trace" => level.clone(),
-            level => format!("error,rowmill={level},rowmill_engine={level},rowmill_cli={level}"),
+            level => format!(
+                "error,rowmill={level},rowmill_engine={level},rowmill_cli={level},rowmill_gpu={level},\
+                 rowmill_gpu_plan={level},rowmill_cluster={level},rowmill_scheduler={level},rowmill_executor={level}"
+            ),
         };
         let started = tracing_subscriber::fmt()
             .with_writer(std::io::stderr)
@@ -133,14 +136,26 @@ impl Settings {
                 disk_bytes: self.config.cache.disk_bytes,
                 ..CacheOptions::default()
             },
+            gpu: self.gpu_options(),
+            model_library: self.config.model.library.clone(),
             ..SessionOptions::default()
         })
+    }
+
+    /// How the GPU is used.
+    pub(crate) fn gpu_options(&self) -> rowmill::GpuOptions {
+        rowmill::gpu::options(&self.config.gpu, &self.config.state.dir)
     }
 
     /// The interpreter of Python steps: as configured, or the one that this command runs in.
     fn python(&self) -> Option<String> {
         let said = self.config.python.interpreter.as_ref().or_else(|| crate::OWN_PYTHON.get());
         said.map(|path| path.display().to_string())
+    }
+
+    /// Where this machine's state lives.
+    pub(crate) fn state_dir(&self) -> &Path {
+        &self.config.state.dir
     }
 
     /// Where durable runs live.

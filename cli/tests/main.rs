@@ -6,9 +6,11 @@
 mod bad_input;
 mod caches;
 mod calls;
+mod cluster;
 mod corpus;
 mod examples;
 mod explain;
+mod gpu;
 mod machine;
 mod retry;
 mod running;

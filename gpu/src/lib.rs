@@ -1,8 +1,8 @@
-//! CUDA kernels over Arrow record batches, each with a CPU reference of equal results. Nothing else in the project needs
-//! this crate to build or run, and it builds and runs its tests on machines without a GPU.
+//! CUDA kernels over Arrow record batches, each with a CPU reference of equal results. It builds and runs its tests on
+//! machines without a GPU: the driver and NVRTC are loaded when a device is first asked for.
 //!
-//! Start at [`probe`] (is there a device?), [`device::Device`] (open it), then an operator in [`ops`]. Who decides
-//! whether an operator is worth offloading, and who lowers SQL to [`expr::GpuExpr`], is not in here yet.
+//! Start at [`probe`] (is there a device?), [`device::Device`] (open it), then an operator in [`ops`]. Whether an
+//! operator is worth offloading, and how SQL becomes [`expr::GpuExpr`], is for the crate above, `rowmill-gpu-plan`.
 pub mod batch;
 pub mod compile;
 pub mod device;

@@ -25,6 +25,22 @@ pub enum Error {
         /// Why, as the scheduler or an executor says.
         reason: String,
     },
+    /// A job was ended because nobody could run it.
+    #[error("job {job} failed: {reason}")]
+    Unplaced {
+        /// The job.
+        job: String,
+        /// Why.
+        reason: String,
+    },
+    /// A job succeeded, and its result cannot be read any more; the same plan may be run again.
+    #[error("the result of job {job} is lost: {reason}")]
+    ResultLost {
+        /// The job.
+        job: String,
+        /// Why.
+        reason: String,
+    },
     /// The job's status is not reported any more.
     #[error("job {job} was lost: the scheduler stopped")]
     Lost {

@@ -1,73 +1,56 @@
 //! A submitted job: waiting for its end and reading its result.
 
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ballista_core::JobId;
-use ballista_core::client::BallistaClient;
-use ballista_core::extension::BallistaConfigGrpcEndpoint;
 use ballista_core::serde::protobuf::job_status::Status;
-use ballista_core::serde::protobuf::{JobStatus, PartitionLocation};
+use ballista_core::serde::protobuf::task_status::Status as TaskState;
+use ballista_core::serde::protobuf::{JobStatus as Update, PartitionLocation};
+use ballista_scheduler::cluster::JobState;
+use ballista_scheduler::state::execution_graph::ExecutionGraphBox;
+use ballista_scheduler::state::execution_stage::ExecutionStage;
 use datafusion::arrow::array::RecordBatch;
 use futures::TryStreamExt;
-use rowmill_wire::MESSAGE_BYTES;
+use rowmill_wire::files::ResultFile;
 use rowmill_wire::handshake::Handshake;
+use rowmill_wire::step::StepCount;
 use tokio::sync::mpsc;
 
 use crate::error::Error;
-use crate::watch::Watch;
+use crate::mend::clean;
+use crate::watch::{Server, Watch};
 
-/// How often a broken fetch is tried again, and how long is waited before it, in milliseconds.
-const FETCH_RETRIES: u8 = 3;
-const FETCH_WAIT_MS: u64 = 100;
+/// How long the state of a job that has ended may take to appear, and how often it is looked for.
+const STATE_WAIT: Duration = Duration::from_secs(5);
+const STATE_LOOK: Duration = Duration::from_millis(2);
 
-/// One partition of a result, on the executor that made it.
-#[derive(Debug, Clone)]
-pub struct Partition {
-    location: PartitionLocation,
-}
-
-impl Partition {
-    /// The executor that holds it.
-    pub fn executor(&self) -> &str {
-        self.location.executor_meta.as_ref().map_or("", |executor| executor.id.as_str())
-    }
-
-    /// Reads it.
-    ///
-    /// # Errors
-    /// The executor is gone, or its file is.
-    pub async fn read(&self, handshake: &Handshake) -> Result<Vec<RecordBatch>, Error> {
-        let layout = self.location.layout();
-        let missing = || Error::Failed { job: String::new(), reason: "a result has no address".to_owned() };
-        let executor = self.location.executor_meta.as_ref().ok_or_else(missing)?;
-        let partition = self.location.partition_id.clone().ok_or_else(missing)?;
-        let port = u16::try_from(executor.port).map_err(|_| missing())?;
-        let endpoint = Arc::new(BallistaConfigGrpcEndpoint::new(handshake.override_fn()));
-        let mut client = BallistaClient::try_new(
-            &executor.host,
-            port,
-            MESSAGE_BYTES,
-            false,
-            Some(endpoint),
-            FETCH_RETRIES,
-            FETCH_WAIT_MS,
-            0,
-            0,
-        )
-        .await?;
-        let stream =
-            client.fetch_partition(&executor.id, &partition.into(), self.location.file_id, layout, false).await?;
-        Ok(stream.try_collect().await?)
-    }
-}
-
-/// A job that was submitted.
+/// What a job has made.
 #[derive(Debug)]
+pub struct Finished {
+    /// The files of its result, by partition.
+    pub files: Vec<ResultFile>,
+    /// What left its steps, by step.
+    pub counted: BTreeMap<String, StepCount>,
+}
+
+/// A job that was submitted. Its result is kept, and its executors stay, until this is dropped; dropping it before the
+/// job's end cancels the job.
 pub struct Job {
     pub(crate) id: JobId,
-    pub(crate) updates: mpsc::Receiver<JobStatus>,
+    pub(crate) updates: mpsc::Receiver<Update>,
     pub(crate) watch: Arc<Watch>,
+    pub(crate) jobs: Arc<dyn JobState>,
+    pub(crate) server: Server,
     pub(crate) handshake: Handshake,
+    pub(crate) ended: bool,
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Job").field("id", &self.id).field("ended", &self.ended).finish_non_exhaustive()
+    }
 }
 
 impl Job {
@@ -80,15 +63,20 @@ impl Job {
     ///
     /// # Errors
     /// The job failed, was cancelled, or was lost with its scheduler.
-    pub async fn wait(&mut self) -> Result<Vec<Partition>, Error> {
+    pub async fn wait(&mut self) -> Result<Finished, Error> {
         while let Some(update) = self.updates.recv().await {
             match update.status {
                 Some(Status::Successful(done)) => {
-                    return Ok(done.partition_location.into_iter().map(|location| Partition { location }).collect());
+                    self.ended = true;
+                    return self.finished(done.partition_location).await;
                 }
                 Some(Status::Failed(failed)) => {
-                    let reason = self.watch.take_reason(&self.id).unwrap_or(failed.error);
-                    return Err(Error::Failed { job: self.id.to_string(), reason });
+                    self.ended = true;
+                    let job = self.id.to_string();
+                    return Err(match self.watch.take_reason(&self.id) {
+                        Some(reason) => Error::Unplaced { job, reason },
+                        None => Error::Failed { job, reason: failed.error },
+                    });
                 }
                 _ => {}
             }
@@ -96,15 +84,100 @@ impl Job {
         Err(Error::Lost { job: self.id.to_string() })
     }
 
+    /// Of the files that Ballista lists, those that the standing attempts of the last stage have made. Ballista goes on
+    /// listing what a lost executor held after its partitions were made again elsewhere.
+    async fn finished(&self, listed: Vec<PartitionLocation>) -> Result<Finished, Error> {
+        let incomplete = |reason: &str| Error::ResultLost { job: self.id.to_string(), reason: reason.to_owned() };
+        let graph = self.graph().await?.ok_or_else(|| incomplete("its state was not kept"))?;
+        let mut standing = HashSet::new();
+        let mut made = HashSet::new();
+        let mut holders = HashSet::new();
+        for (id, stage) in graph.stages() {
+            let ExecutionStage::Successful(stage) = stage else {
+                return Err(incomplete("a stage of it has not ended"));
+            };
+            let mut covered = vec![0_u32; stage.partitions];
+            for task in &stage.task_infos {
+                let TaskState::Successful(done) = &task.task_status else { continue };
+                standing.insert((*id as u32, task.task_id as u32));
+                for partition in &task.global_input_partition_ids {
+                    if let Some(times) = covered.get_mut(*partition) {
+                        *times += 1;
+                    }
+                }
+                if stage.output_links.is_empty() {
+                    holders.insert(done.executor_id.clone());
+                    made.extend(
+                        done.partitions.iter().map(|file| (done.executor_id.clone(), file.partition_id, file.file_id)),
+                    );
+                }
+            }
+            if covered.iter().any(|times| *times != 1) {
+                return Err(incomplete("a partition of it was not made exactly once"));
+            }
+        }
+        let mut files: Vec<ResultFile> = listed
+            .into_iter()
+            .map(ResultFile::from)
+            .filter(|file| {
+                let id = (file.executor().to_owned(), file.partition() as u64, file.location().file_id);
+                made.remove(&id)
+            })
+            .collect();
+        if !made.is_empty() {
+            return Err(incomplete("a file of it is not listed"));
+        }
+        files.sort_by_key(ResultFile::partition);
+        self.watch.hold(&self.id, holders);
+        Ok(Finished { files, counted: self.watch.sum(&self.id, &standing) })
+    }
+
+    /// The job's graph as it ended; its subscribers hear of the end a moment before it is stored.
+    async fn graph(&self) -> Result<Option<ExecutionGraphBox>, Error> {
+        let deadline = tokio::time::Instant::now() + STATE_WAIT;
+        loop {
+            let graph = self.jobs.get_execution_graph(&self.id).await?;
+            let ended = graph
+                .as_ref()
+                .is_some_and(|graph| matches!(graph.status().status, Some(Status::Successful(_) | Status::Failed(_))));
+            if ended || tokio::time::Instant::now() > deadline {
+                return Ok(graph);
+            }
+            tokio::time::sleep(STATE_LOOK).await;
+        }
+    }
+
     /// Waits for the end and reads the whole result, partition by partition.
     ///
     /// # Errors
-    /// As [`Self::wait`] and [`Partition::read`].
+    /// As [`Self::wait`]; [`Error::ResultLost`] when an executor that holds part of the result is gone.
     pub async fn collect(mut self) -> Result<Vec<RecordBatch>, Error> {
         let mut batches = Vec::new();
-        for partition in self.wait().await? {
-            batches.extend(partition.read(&self.handshake).await?);
+        for file in self.wait().await?.files {
+            let lost = |error: String| Error::ResultLost {
+                job: self.id.to_string(),
+                reason: format!("executor {} does not give it: {error}", file.executor()),
+            };
+            let rows = file.read(&self.handshake).await.map_err(|error| lost(error.to_string()))?;
+            let rows: Vec<RecordBatch> = rows.try_collect().await.map_err(|error| lost(error.to_string()))?;
+            batches.extend(rows);
         }
         Ok(batches)
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        self.watch.release(&self.id);
+        let (server, id, ended) = (self.server.clone(), self.id.clone(), self.ended);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            // Nobody waits for it: it ends when it has told everybody, or with the scheduler.
+            drop(runtime.spawn(async move {
+                if !ended && let Err(error) = server.cancel_job(id.clone()).await {
+                    tracing::warn!(job = %id, "the job could not be cancelled: {error}");
+                }
+                clean(&server, &id).await;
+            }));
+        }
     }
 }

@@ -15,26 +15,22 @@
 //! executor dies); an attempt that its executor does not name any more goes again when its lease has run out; a stage
 //! whose class has no executor waits with a warning and fails after the queue's timeout, with the reason.
 //!
-//! # Seams
-//! - The **cluster runner** of `rowmill run --cluster` is a driver of [`rowmill_cores::coordinator`] and
-//!   [`rowmill_cores::admission`]: `Action::Launch` submits the chunk's physical plan here ([`Scheduler::submit`]) and
-//!   waits for [`Job::wait`]; `Action::Cancel` is [`Scheduler::cancel`]. The durable runner's journal answers
-//!   `Action::Commit` and `Action::End`; its run lease gives the fence.
-//! - **Step operators** are one arm each in `rowmill_wire::codec`; the stage of a step is marked with
-//!   `rowmill_wire::class::ClassExec`.
-//! - **Several schedulers**: [`rowmill_cores::election`] against the run store's named leases decides who calls
-//!   [`Scheduler::start`]; executors try the addresses that they were given until one serves them.
-//! - **`rowmill cluster up`** starts one process with a [`Scheduler`] and one `rowmill-executor` process for each executor.
+//! Reports of attempts count once (claims.rs, intake.rs), results are those of the attempts that stand (job.rs).
+//! Clients submit over the same server (taker.rs): [`rowmill_wire::jobs`].
 
+mod claims;
 pub mod cluster_state;
 mod error;
+mod intake;
 mod job;
+mod mend;
 mod options;
 mod placement;
 mod serve;
+mod taker;
 mod watch;
 
 pub use error::Error;
-pub use job::{Job, Partition};
+pub use job::{Finished, Job};
 pub use options::Options;
 pub use serve::{ExecutorInfo, Placement, Scheduler, session_config};

@@ -1,8 +1,10 @@
 //! What a scheduler is started with.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use datafusion::execution::object_store::ObjectStoreRegistry;
 use rowmill_cores::routing::Strategy;
 use rowmill_wire::handshake::Handshake;
 
@@ -17,7 +19,7 @@ pub struct Options {
     pub handshake: Handshake,
     /// How executors of a class are chosen.
     pub strategy: Strategy,
-    /// An executor that is silent for so long is taken as gone.
+    /// An executor that is silent for so long is taken as gone. One whose process has died is noticed sooner.
     pub executor_timeout: Duration,
     /// An attempt that its executor does not name for so long goes again.
     pub lease: Duration,
@@ -25,6 +27,8 @@ pub struct Options {
     pub warn_after: Duration,
     /// How long a stage waits for an executor of its class before its job fails.
     pub queue_timeout: Duration,
+    /// Where plans read files, as far as a scheduler looks at them; DataFusion's own stores where absent.
+    pub stores: Option<Arc<dyn ObjectStoreRegistry>>,
     /// How long the state of a finished job is kept.
     pub keep_finished: Duration,
 }
@@ -37,10 +41,11 @@ impl Options {
             host: "127.0.0.1".to_owned(),
             handshake,
             strategy: Strategy::default(),
-            executor_timeout: Duration::from_secs(3),
+            executor_timeout: Duration::from_secs(15),
             lease: Duration::from_secs(10),
             warn_after: Duration::from_secs(5),
             queue_timeout: Duration::from_secs(300),
+            stores: None,
             keep_finished: Duration::from_secs(10),
         }
     }

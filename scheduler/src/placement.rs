@@ -17,9 +17,10 @@ use ballista_scheduler::state::execution_graph::{ExecutionGraphBox, TaskDescript
 use ballista_scheduler::state::execution_stage::{ExecutionStage, RunningStage};
 use ballista_scheduler::state::task_manager::JobInfoCache;
 use datafusion::physical_plan::ExecutionPlan;
+use datafusion::prelude::SessionConfig;
 use rowmill_cores::ids::{ClassId, ExecutorId};
 use rowmill_cores::routing::{Candidate, Route, Router, Strategy, TagSet};
-use rowmill_wire::class::{Demand, class_of_stage};
+use rowmill_wire::class::{DEFAULT_CLASS, Demand, class_of_stage};
 use rowmill_wire::name::ExecutorName;
 
 /// An executor with its slots.
@@ -84,6 +85,23 @@ fn slots_on(demand: &Demand, place: &Place) -> u32 {
     demand.slots.clamp(1, place.total.max(1))
 }
 
+/// What a stage asks of its executor: what its plan says, or else its job.
+///
+/// # Errors
+/// The markers in its plan disagree.
+pub(crate) fn demand_of(stage: &RunningStage) -> Result<Demand, String> {
+    match class_of_stage(&stage.plan)? {
+        Some(demand) => Ok(demand),
+        None => Ok(job_demand(&stage.session_config)),
+    }
+}
+
+/// What a job asks of executors for stages that do not say it themselves.
+pub(crate) fn job_demand(config: &SessionConfig) -> Demand {
+    let demand = config.get_extension::<Demand>();
+    demand.map_or_else(|| Demand::plain(DEFAULT_CLASS), |demand| demand.as_ref().clone())
+}
+
 /// Places what can be placed of one job.
 pub(crate) fn bind_job(
     job: &JobId,
@@ -98,7 +116,7 @@ pub(crate) fn bind_job(
     while let Some(stage) = graph.fetch_running_stage(&visited) {
         visited.push(stage.stage_id);
         // A stage whose markers disagree is placed nowhere; the watch fails its job with the reason.
-        let Ok(demand) = class_of_stage(&stage.plan) else { continue };
+        let Ok(demand) = demand_of(stage) else { continue };
         let key = rowmill_cores::seed::mix(stage.stage_id as u64);
         while !stage.pending.is_empty() {
             let Some(at) = chooser.choose(strategy, &demand, key, places) else { break };

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ballista_core::JobId;
 use ballista_core::config::TaskSchedulingPolicy;
@@ -14,15 +15,17 @@ use ballista_scheduler::scheduler_process::create_scheduler;
 use ballista_scheduler::scheduler_server::event::SubmitPlan;
 use ballista_scheduler::state::execution_stage::ExecutionStage;
 use datafusion::execution::context::SessionContext;
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionConfig;
 use datafusion_proto::physical_plan::AsExecutionPlan;
 use datafusion_proto::protobuf::PhysicalPlanNode;
 use rowmill_wire::MESSAGE_BYTES;
 use rowmill_wire::alive::AliveServer;
-use rowmill_wire::class::class_of_stage;
+use rowmill_wire::class::{Demand, class_of_stage};
 use rowmill_wire::codec::RowmillCodec;
 use rowmill_wire::handshake::Handshake;
+use rowmill_wire::jobs::JobsServer;
 use rowmill_wire::name::ExecutorName;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -32,10 +35,15 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::cluster_state::Cluster;
 use crate::error::Error;
+use crate::intake::Intake;
 use crate::job::Job;
 use crate::options::Options;
+use crate::placement::{job_demand, taken_slots};
+use crate::taker::Taker;
 use crate::watch::{Server, Watch};
 
+/// How often a silent connection is asked whether it lives, and how long the answer may take.
+const KEEPALIVE: Duration = Duration::from_secs(15);
 /// Room for a job's status changes until somebody reads them.
 const UPDATES: usize = 64;
 
@@ -51,6 +59,8 @@ pub struct ExecutorInfo {
     pub name: ExecutorName,
     /// Its slots.
     pub slots: u32,
+    /// Slots that tasks take.
+    pub busy: u32,
     /// Where it serves its intermediate results.
     pub address: String,
     /// Whether it takes nothing new.
@@ -70,14 +80,22 @@ pub struct Placement {
 
 /// A scheduler that serves. Dropping it stops it.
 pub struct Scheduler {
-    server: Server,
+    core: Core,
+    address: SocketAddr,
+    // Server and watch; they end with the set.
+    _tasks: JoinSet<()>,
+}
+
+/// What submits and looks; shared with the service that clients speak to.
+#[derive(Clone)]
+pub(crate) struct Core {
+    pub(crate) server: Server,
     cluster: Arc<Cluster>,
     jobs: Arc<dyn JobState>,
     watch: Arc<Watch>,
     handshake: Handshake,
-    address: SocketAddr,
-    // Server and watch; they end with the set.
-    _tasks: JoinSet<()>,
+    /// One environment for all plans that are read.
+    pub(crate) runtime: Arc<RuntimeEnv>,
 }
 
 impl Scheduler {
@@ -96,16 +114,33 @@ impl Scheduler {
         let joined = BallistaCluster::new(cluster.clone(), jobs.clone());
         let server: Server = create_scheduler(joined, config).await?;
         let watch = Arc::new(Watch::default());
-        let handshake = options.handshake.clone();
-
-        let ballista = SchedulerGrpcServer::new(server.clone())
+        let mut runtime = RuntimeEnvBuilder::new();
+        if let Some(stores) = &options.stores {
+            runtime = runtime.with_object_store_registry(Arc::clone(stores));
+        }
+        let core = Core {
+            server: server.clone(),
+            cluster: cluster.clone(),
+            jobs,
+            watch: watch.clone(),
+            handshake: options.handshake.clone(),
+            runtime: runtime.build_arc()?,
+        };
+        let handshake = core.handshake.clone();
+        let intake = SchedulerGrpcServer::new(Intake::new(server.clone(), watch.clone()))
             .max_decoding_message_size(MESSAGE_BYTES)
             .max_encoding_message_size(MESSAGE_BYTES);
         let hearing = (watch.clone(), cluster.clone());
-        let alive = AliveServer::new(Arc::new(move |message| hearing.0.hear(&hearing.1, message)));
+        let lease = options.lease;
+        let alive = AliveServer::new(Arc::new(move |message| hearing.0.hear(&hearing.1, message, lease)));
+        let jobs = JobsServer::new(Arc::new(Taker::new(core.clone())));
         let serving = tonic::transport::Server::builder()
-            .add_service(InterceptedService::new(ballista, handshake.clone()))
-            .add_service(InterceptedService::new(alive, handshake.clone()))
+            // A client that was stopped keeps its connection open and must not keep its jobs for ever.
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE))
+            .add_service(InterceptedService::new(intake, handshake.clone()))
+            .add_service(InterceptedService::new(jobs, handshake.clone()))
+            .add_service(InterceptedService::new(alive, handshake))
             .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
         let watching = (watch.clone(), server.clone(), cluster.clone());
         let mut tasks = JoinSet::new();
@@ -115,7 +150,7 @@ impl Scheduler {
             }
         });
         tasks.spawn(async move { watching.0.run(watching.1, watching.2, options).await });
-        Ok(Self { server, cluster, jobs, watch, handshake, address, _tasks: tasks })
+        Ok(Self { core, address, _tasks: tasks })
     }
 
     /// Where it listens.
@@ -125,25 +160,11 @@ impl Scheduler {
 
     /// The executors that have joined, in the order of their names.
     pub async fn executors(&self) -> Vec<ExecutorInfo> {
-        let mut all: Vec<ExecutorInfo> = self
-            .cluster
-            .registered_executor_metadata()
-            .await
-            .into_iter()
-            .filter_map(|executor| {
-                Some(ExecutorInfo {
-                    name: executor.id.parse().ok()?,
-                    slots: executor.specification.vcores,
-                    address: format!("{}:{}", executor.host, executor.port),
-                    draining: self.cluster.is_draining(&executor.id),
-                })
-            })
-            .collect();
-        all.sort_by(|a, b| a.name.cmp(&b.name));
-        all
+        self.core.executors().await
     }
 
-    /// Submits a physical plan. Hash exchanges cut it into stages; `rowmill_wire::class::ClassExec` says where they run.
+    /// Submits a physical plan. Hash exchanges cut it into stages; `rowmill_wire::class::ClassExec` says where they run,
+    /// and [`Demand`] as an extension of the context's configuration where the others run.
     ///
     /// # Errors
     /// The plan cannot be encoded or is too large; the event loop has stopped.
@@ -156,14 +177,8 @@ impl Scheduler {
         let encoded = PhysicalPlanNode::try_from_physical_plan(Arc::clone(&plan), RowmillCodec::shared().as_ref())?;
         let mut bytes = Vec::new();
         encoded.try_encode(&mut bytes)?;
-        // A task's message holds one stage of the plan and its settings.
-        let limit = MESSAGE_BYTES / 2;
-        if bytes.len() > limit {
-            return Err(Error::PlanTooLarge { bytes: bytes.len(), limit });
-        }
-        let (sender, updates) = mpsc::channel(UPDATES);
-        let id = self.server.submit_plan(name, context, &SubmitPlan::Physical(plan), Some(sender)).await?;
-        Ok(Job { id, updates, watch: self.watch.clone(), handshake: self.handshake.clone() })
+        check_size(bytes.len())?;
+        self.core.submit(name, context, plan).await
     }
 
     /// Where each stage of a job ran, while its state is kept ([`Options::keep_finished`]); `None` afterwards.
@@ -171,17 +186,82 @@ impl Scheduler {
     /// # Errors
     /// Ballista's job state cannot be read.
     pub async fn placements(&self, job: &JobId) -> Result<Option<Vec<Placement>>, Error> {
+        self.core.placements(job).await
+    }
+
+    /// Cancels a job; its tasks are told to stop.
+    ///
+    /// # Errors
+    /// The event loop has stopped.
+    pub async fn cancel(&self, job: &JobId) -> Result<(), Error> {
+        Ok(self.core.server.cancel_job(job.clone()).await?)
+    }
+}
+
+/// Refuses a plan that no message holds.
+///
+/// # Errors
+/// When it is so large.
+pub(crate) fn check_size(bytes: usize) -> Result<(), Error> {
+    // A task's message holds one stage of the plan and its settings.
+    let limit = MESSAGE_BYTES / 2;
+    if bytes > limit { Err(Error::PlanTooLarge { bytes, limit }) } else { Ok(()) }
+}
+
+impl Core {
+    pub(crate) async fn executors(&self) -> Vec<ExecutorInfo> {
+        let jobs = self.server.state.task_manager.get_running_job_cache();
+        let taken = taken_slots(&jobs).await;
+        let mut all: Vec<ExecutorInfo> = self
+            .cluster
+            .registered_executor_metadata()
+            .await
+            .into_iter()
+            .filter_map(|executor| {
+                Some(ExecutorInfo {
+                    name: executor.id.parse().ok()?,
+                    slots: executor.specification.vcores,
+                    busy: taken.get(&executor.id).copied().unwrap_or(0),
+                    address: format!("{}:{}", executor.host, executor.port),
+                    draining: self.cluster.is_draining(&executor.id),
+                })
+            })
+            .collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    pub(crate) async fn submit(
+        &self,
+        name: &str,
+        context: Arc<SessionContext>,
+        plan: Arc<dyn ExecutionPlan>,
+    ) -> Result<Job, Error> {
+        let (sender, updates) = mpsc::channel(UPDATES);
+        let id = self.server.submit_plan(name, context, &SubmitPlan::Physical(plan), Some(sender)).await?;
+        Ok(Job {
+            id,
+            updates,
+            watch: self.watch.clone(),
+            jobs: self.jobs.clone(),
+            server: self.server.clone(),
+            handshake: self.handshake.clone(),
+            ended: false,
+        })
+    }
+
+    async fn placements(&self, job: &JobId) -> Result<Option<Vec<Placement>>, Error> {
         let Some(graph) = self.jobs.get_execution_graph(job).await? else { return Ok(None) };
         let mut placements: Vec<Placement> = graph
             .stages()
             .iter()
             .filter_map(|(id, stage)| {
-                let plan = match stage {
-                    ExecutionStage::Running(stage) => &stage.plan,
-                    ExecutionStage::Successful(stage) => &stage.plan,
+                let (plan, config) = match stage {
+                    ExecutionStage::Running(stage) => (&stage.plan, &stage.session_config),
+                    ExecutionStage::Successful(stage) => (&stage.plan, &stage.session_config),
                     _ => return None,
                 };
-                let demand = class_of_stage(plan).ok()?;
+                let demand: Demand = class_of_stage(plan).ok()?.unwrap_or_else(|| job_demand(config));
                 let tasks = stage.task_infos().unwrap_or_default().iter();
                 let executors = tasks
                     .filter_map(|task| match &task.task_status {
@@ -196,14 +276,6 @@ impl Scheduler {
         placements.sort_by_key(|placement| placement.stage);
         Ok(Some(placements))
     }
-
-    /// Cancels a job; its tasks are told to stop.
-    ///
-    /// # Errors
-    /// The event loop has stopped.
-    pub async fn cancel(&self, job: &JobId) -> Result<(), Error> {
-        Ok(self.server.cancel_job(job.clone()).await?)
-    }
 }
 
 fn ballista_config(options: &Options, port: u16) -> SchedulerConfig {
@@ -212,14 +284,17 @@ fn ballista_config(options: &Options, port: u16) -> SchedulerConfig {
         .with_port(port)
         .with_scheduler_policy(TaskSchedulingPolicy::PushStaged)
         .with_finished_job_state_clean_up_interval_seconds(options.keep_finished.as_secs().max(1))
-        .with_finished_job_data_clean_up_interval_seconds(options.keep_finished.as_secs().max(1))
+        // Results go when nobody reads them any more (job.rs), not when a time has passed.
+        .with_finished_job_data_clean_up_interval_seconds(0)
         .with_grpc_server_max_decoding_message_size(MESSAGE_BYTES as u32)
         .with_grpc_server_max_encoding_message_size(MESSAGE_BYTES as u32)
         .with_grpc_client_max_message_size(MESSAGE_BYTES as u32)
         .with_override_create_grpc_client_endpoint(options.handshake.override_fn());
     config.executor_timeout_seconds = options.executor_timeout.as_secs().max(1);
     config.expire_dead_executor_interval_seconds = 1;
-    config.executor_termination_grace_period = options.executor_timeout.as_secs().max(1);
+    // An executor that leaves has waited already, and none says that it is terminating: Ballista would take what such a
+    // one reports for lost.
+    config.executor_termination_grace_period = 0;
     // Work waits for executors under our own watch.
     config.no_executors_grace_period_seconds = options.queue_timeout.as_secs().saturating_mul(2).max(1);
     config.override_physical_codec = Some(RowmillCodec::shared());

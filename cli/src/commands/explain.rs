@@ -1,17 +1,22 @@
 //! `rowmill explain`
 
-use super::{open_session, open_workflow};
-use crate::args::{ExplainFormat, WorkflowArguments};
+use super::{open_session_on, open_workflow};
+use crate::args::{ClusterArguments, ExplainFormat, WorkflowArguments};
 use crate::exit;
 use crate::output::failure;
 use crate::settings::Settings;
 
-pub(crate) async fn explain(arguments: &WorkflowArguments, format: ExplainFormat, settings: &Settings) -> u8 {
+pub(crate) async fn explain(
+    arguments: &WorkflowArguments,
+    format: ExplainFormat,
+    cluster: &ClusterArguments,
+    settings: &Settings,
+) -> u8 {
     let (workflow, inputs) = match open_workflow(arguments, settings) {
         Ok(opened) => opened,
         Err(code) => return code,
     };
-    let session = match open_session(settings) {
+    let session = match open_session_on(cluster, settings).await {
         Ok(session) => session,
         Err(code) => return code,
     };

@@ -2,8 +2,10 @@
 
 mod cache;
 mod check;
+mod cluster;
 mod config;
 mod explain;
+mod gpu;
 mod init;
 mod prompt;
 mod run;
@@ -15,7 +17,7 @@ use std::sync::Arc;
 use clap::CommandFactory as _;
 use rowmill::{Diagnostics, Inputs, Session, Workflow, load, load_vars};
 
-use crate::args::{Arguments, Command, WorkflowArguments};
+use crate::args::{Arguments, ClusterAction, ClusterArguments, Command, WorkflowArguments};
 use crate::exit;
 use crate::output::failure;
 use crate::settings::Settings;
@@ -23,7 +25,9 @@ use crate::settings::Settings;
 /// Runs the command and gives the exit code.
 pub(crate) async fn dispatch(arguments: Arguments, settings: Settings) -> u8 {
     match arguments.command {
-        Command::Run { workflow, preview, durable, .. } => run::run(&workflow, preview, durable, &settings).await,
+        Command::Run { workflow, preview, durable, cluster, .. } => {
+            run::run(&workflow, preview, durable, &cluster, &settings).await
+        }
         Command::Resume { run, steal, restart } => runs::resume(&run, steal, restart, &settings).await,
         Command::Retry { run, unknown } => runs::retry(&run, unknown, &settings).await,
         Command::Runs { status, limit } => runs::list(status.as_deref(), limit, &settings).await,
@@ -36,9 +40,21 @@ pub(crate) async fn dispatch(arguments: Arguments, settings: Settings) -> u8 {
         Command::Gc { older_than, dry_run } => runs::gc(older_than, dry_run, &settings).await,
         Command::Cache { command } => cache::cache(command, &settings).await,
         Command::Check { workflow } => check::check(&workflow, &settings).await,
-        Command::Explain { workflow, format } => explain::explain(&workflow, format, &settings).await,
+        Command::Explain { workflow, format, cluster } => {
+            explain::explain(&workflow, format, &cluster, &settings).await
+        }
+        Command::Cluster { action } => match action {
+            ClusterAction::Up { executors, slots, port, dir } => {
+                cluster::up(&executors, slots, port, dir.as_deref(), &settings).await
+            }
+            ClusterAction::Status { cluster, dir } => cluster::status(&cluster, dir.as_deref(), &settings).await,
+            ClusterAction::Down { grace_s, dir } => cluster::down(grace_s, dir.as_deref(), &settings).await,
+        },
+        Command::Scheduler(arguments) => cluster::scheduler(&arguments, &settings).await,
+        Command::Executor(arguments) => cluster::executor(&arguments, &settings).await,
         Command::Init { folder } => init::init(&folder, &settings),
         Command::Sql { query, file, format } => sql::sql(query, file, format, &settings).await,
+        Command::Gpu { action } => gpu::gpu(action, &settings).await,
         Command::Config { action } => config::config(action, &settings),
         Command::Error { code } => config::error(&code, &settings),
         Command::Completions { shell } => {
@@ -57,6 +73,17 @@ pub(crate) fn completions(shell: clap_complete::Shell) {
 fn open_session(settings: &Settings) -> Result<Session, u8> {
     let refuse = |reports: &Diagnostics| failure(reports, settings.is_json(), settings.is_colored());
     let options = settings.session_options().map_err(|reports| refuse(&reports))?;
+    Session::try_new(options).map_err(|error| refuse(&Session::report(&error)))
+}
+
+/// A session whose SQL runs on the cluster that is named, if one is; otherwise the exit code, the reason being told.
+async fn open_session_on(cluster: &ClusterArguments, settings: &Settings) -> Result<Session, u8> {
+    let refuse = |reports: &Diagnostics| failure(reports, settings.is_json(), settings.is_colored());
+    let Some(cluster) = cluster::open(cluster, settings).map_err(|reports| refuse(&reports))? else {
+        return open_session(settings);
+    };
+    let mut options = settings.session_options().map_err(|reports| refuse(&reports))?;
+    options.elsewhere = Some(Arc::new(cluster));
     Session::try_new(options).map_err(|error| refuse(&Session::report(&error)))
 }
 

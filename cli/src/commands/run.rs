@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use rowmill::spec::Workflow;
-use rowmill::{Inputs, RunError, RunReport, Session};
+use rowmill::spec::{Diagnostic, Workflow};
+use rowmill::{Diagnostics, Inputs, RunError, RunReport, Session};
 use tokio_util::sync::CancellationToken;
 
 use super::runs::run_durably;
-use super::{open_session, open_workflow, warn};
-use crate::args::WorkflowArguments;
+use super::{open_session_on, open_workflow, warn};
+use crate::args::{ClusterArguments, WorkflowArguments};
 use crate::exit;
 use crate::output::{exit_code, failure, summary, summary_json};
 use crate::progress::Progress;
@@ -18,13 +18,20 @@ pub(crate) async fn run(
     arguments: &WorkflowArguments,
     preview: Option<usize>,
     durable: bool,
+    cluster: &ClusterArguments,
     settings: &Settings,
 ) -> u8 {
     let (workflow, inputs) = match open_workflow(arguments, settings) {
         Ok(opened) => opened,
         Err(code) => return code,
     };
-    let session = match open_session(settings) {
+    if cluster.cluster.is_some() && (durable || workflow.durable) {
+        let report = Diagnostic::error("RM0420", "a durable run works in one process, not on a cluster")
+            .help("leave out --cluster, or run the workflow without `durable`");
+        let reports = Diagnostics { reports: vec![report], ..Diagnostics::default() };
+        return failure(&reports, settings.is_json(), settings.is_colored());
+    }
+    let session = match open_session_on(cluster, settings).await {
         Ok(session) => session,
         Err(code) => return code,
     };

@@ -8,6 +8,8 @@ use rowmill_items::{StepStopped, StopReason};
 use rowmill_spec::{Diagnostic, Fault};
 use rowmill_step::FailureCode;
 
+use crate::elsewhere::Reported;
+use crate::plan::placement::Unserved;
 use crate::sources::local_files::Truncated;
 
 /// A failure with the step it happened in. Travels inside a [`DataFusionError`] from the operator to the run.
@@ -56,6 +58,9 @@ pub fn root(error: &DataFusionError) -> &DataFusionError {
 
 /// Whether the memory limit was reached by something that could not spill.
 pub fn is_out_of_memory(error: &DataFusionError) -> bool {
+    if let Some(reported) = find_source::<Reported>(error) {
+        return reported.out_of_memory;
+    }
     matches!(root(error), DataFusionError::ResourcesExhausted(message) if !message.contains("disk"))
 }
 
@@ -90,11 +95,19 @@ pub fn stopped_report(stopped: &StepStopped) -> Diagnostic {
 
 /// A run-time error as a report: code, step, what happened, the next move.
 pub fn report(error: &DataFusionError) -> Diagnostic {
+    report_in(find(error).map(|failure| failure.step.as_ref()), error)
+}
+
+/// The same for an error that is known to come from `step`.
+pub fn report_in(step: Option<&str>, error: &DataFusionError) -> Diagnostic {
     if let Some(stopped) = stopped(error) {
         return stopped_report(stopped);
     }
-    let place = match find(error) {
-        Some(failure) => format!("step `{}`: ", failure.step),
+    if let Some(reported) = find_source::<Reported>(error) {
+        return reported.report.clone();
+    }
+    let place = match step {
+        Some(step) => format!("step `{step}`: "),
         None => String::new(),
     };
     let cause = root(error);
@@ -110,6 +123,13 @@ pub fn report(error: &DataFusionError) -> Diagnostic {
             return Diagnostic::error("RM0308", format!("{place}{}", first_line(&text)));
         }
         _ => {}
+    }
+    if let DataFusionError::External(inner) = cause
+        && let Some(unserved) = inner.downcast_ref::<Unserved>()
+    {
+        return Diagnostic::error("RM0710", format!("{place}{unserved}"))
+            .fault(Fault::Environment)
+            .help("run it on a machine that serves the class, or configure the class so that others may do its work");
     }
     if let Some(truncated) = find_source::<Truncated>(cause) {
         return Diagnostic::error("RM0604", format!("{place}{truncated}"))

@@ -9,12 +9,14 @@
 //! | [`local`] | the runner in this process |
 //! | [`runtime`] | DataFusion sessions with our settings |
 //! | [`sql`] | free SQL over files |
+//! | [`elsewhere`] | the seam for running parts of plans on a cluster |
 //! | [`error`] | run-time errors as reports |
 //! | [`types`] | logical types and Arrow's |
 
 pub mod calls;
 pub mod compile;
 pub mod durable;
+pub mod elsewhere;
 pub mod error;
 pub mod local;
 pub mod plan;

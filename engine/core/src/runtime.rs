@@ -17,11 +17,14 @@ use datafusion::functions::datetime::to_timestamp::{
     ToTimestampFunc, ToTimestampMicrosFunc, ToTimestampMillisFunc, ToTimestampNanosFunc, ToTimestampSecondsFunc,
 };
 use datafusion::logical_expr::ScalarUDF;
+use datafusion::optimizer::Optimizer;
 use datafusion::prelude::SessionConfig;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::calls::{Host, RunScope};
+use crate::elsewhere::Elsewhere;
+use crate::plan::placement::ClassPlanners;
 use crate::plan::planner::StepPlanner;
 use crate::sources::local_files::LocalFiles;
 use crate::sources::stores::StoreOptions;
@@ -50,6 +53,10 @@ pub struct EngineOptions {
     pub stores: StoreOptions,
     /// Step kinds and connections.
     pub host: Host,
+    /// Who rewrites the plans of a resource class.
+    pub class_planners: ClassPlanners,
+    /// Functions that queries may call beside DataFusion's.
+    pub functions: Vec<Arc<ScalarUDF>>,
 }
 
 /// What all runs of a process share: memory, spill space, object stores, caches of file footers.
@@ -112,22 +119,29 @@ impl Engine {
     /// A session of its own for one compilation: its catalog holds the workflow's names, and its clock stands still.
     /// With `spilling_joins`, joins sort and merge, which can spill, instead of hashing, which cannot.
     pub fn session(&self, spilling_joins: bool) -> SessionState {
-        self.session_with(spilling_joins, true, None)
+        self.session_with(spilling_joins, true, None, self.options.host.elsewhere.as_ref())
     }
 
     /// A session for a durable run that began at `started`: planned again, it gives the same rows in the same order,
     /// as far as they are made row by row.
     pub fn durable_session(&self, started: DateTime<Utc>) -> SessionState {
         // Batches that are dealt out to whoever is free come back in another order each time.
-        self.session_with(false, false, Some(started))
+        self.session_with(false, false, Some(started), None)
     }
 
-    fn session_with(&self, spilling_joins: bool, round_robin: bool, started: Option<DateTime<Utc>>) -> SessionState {
+    fn session_with(
+        &self,
+        spilling_joins: bool,
+        round_robin: bool,
+        started: Option<DateTime<Utc>>,
+        elsewhere: Option<&Arc<dyn Elsewhere>>,
+    ) -> SessionState {
         let mut config = SessionConfig::new()
             .with_target_partitions(self.options.partitions.max(1))
             .with_batch_size(self.options.batch_rows.max(1))
             .with_collect_statistics(true)
-            .with_information_schema(false);
+            .with_information_schema(false)
+            .with_extension(Arc::new(self.options.class_planners.clone()));
         let options = config.options_mut();
         options.sql_parser.collect_spans = true;
         options.execution.time_zone = Some("+00:00".into());
@@ -135,7 +149,12 @@ impl Engine {
         options.optimizer.enable_round_robin_repartition = round_robin;
         // Partitions that take files from each other read them in an order that hangs on time.
         options.execution.enable_file_stream_work_stealing = round_robin;
-        let mut state = SessionStateBuilder::new()
+        let mut rules = Vec::new();
+        if let Some(elsewhere) = elsewhere {
+            elsewhere.configure(&mut config);
+            rules = elsewhere.rules();
+        }
+        let mut builder = SessionStateBuilder::new()
             .with_config(config)
             .with_runtime_env(Arc::clone(&self.runtime))
             .with_default_features()
@@ -145,8 +164,12 @@ impl Engine {
                     .map(|function| (function.name().to_owned(), function))
                     .collect(),
             )
-            .with_query_planner(Arc::new(StepPlanner))
-            .build();
+            .with_query_planner(Arc::new(StepPlanner));
+        if !rules.is_empty() {
+            rules.extend(Optimizer::default().rules);
+            builder = builder.with_optimizer_rules(rules);
+        }
+        let mut state = builder.build();
         // With a zone in the session they announce it for texts, and leave it out of what they give.
         let no_zone = ConfigOptions::default();
         let instants: [ScalarUDF; 5] = [
@@ -159,6 +182,11 @@ impl Engine {
         for function in instants {
             if let Err(error) = state.register_udf(Arc::new(function)) {
                 tracing::error!("a function of time is not as it should be: {}", error.strip_backtrace());
+            }
+        }
+        for function in &self.options.functions {
+            if let Err(error) = state.register_udf(Arc::clone(function)) {
+                tracing::error!("function {} is not there: {}", function.name(), error.strip_backtrace());
             }
         }
         let options = Arc::clone(state.config().options());

@@ -1,16 +1,29 @@
 //! What a session brings to steps that are not SQL: their kinds, connections and limits.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::Arc;
 
 use rowmill_engine::calls::{CacheOptions, Caches, Host, RedisUrl};
+use rowmill_gpu_plan::{GpuContext, GpuOptions};
 use rowmill_limits::{BreakerSettings, LimitSettings};
 use rowmill_spec::config::{Connection, ConnectionKind};
 use rowmill_step::{SecretRef, StaticConnections, StepFactory};
 
-/// Every step kind that Rowmill has, Python functions with this interpreter. Another kind is one more line.
+/// Every step kind that Rowmill has, Python functions with this interpreter, and with a GPU of its own.
 pub fn kinds(python: &str) -> Vec<Arc<dyn StepFactory>> {
+    kinds_with(python, &GpuContext::new(GpuOptions::default()), None)
+}
+
+/// Every step kind that Rowmill has. Another kind is one more line.
+pub(crate) fn kinds_with(
+    python: &str,
+    gpu: &Arc<GpuContext>,
+    model_library: Option<&Path>,
+) -> Vec<Arc<dyn StepFactory>> {
     vec![
+        Arc::new(rowmill_step_gpu::GpuFactory::new(crate::gpu::device_of(gpu))),
+        Arc::new(rowmill_step_model::ModelFactory::new(model_library)),
         Arc::new(rowmill_step_http::HttpFactory),
         Arc::new(rowmill_step_lookup::LookupFactory),
         Arc::new(rowmill_step_command::CommandFactory),

@@ -16,6 +16,7 @@
 //! ```
 
 pub mod cache;
+pub mod gpu;
 mod host;
 pub mod load;
 pub mod options;
@@ -33,6 +34,7 @@ pub use rowmill_engine::local::{ItemsReport, Observer, RunError, RunReport, Sink
 pub use rowmill_engine::plan::meter::Meter;
 pub use rowmill_engine::sources::stores::StoreOptions;
 pub use rowmill_engine::sql::{SqlContext, SqlStatement, split_statements};
+pub use rowmill_gpu_plan::{GpuContext, GpuOptions, GpuUse};
 pub use rowmill_items::{Tally, TallySnapshot};
 pub use rowmill_spec as spec;
 pub use rowmill_spec::{Diagnostics, Fault, Workflow};

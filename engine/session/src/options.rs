@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rowmill_engine::calls::CacheOptions;
+use rowmill_engine::calls::{CacheOptions, Host};
+use rowmill_engine::elsewhere::Elsewhere;
 use rowmill_engine::runtime::{BATCH_ROWS, EngineOptions};
 use rowmill_engine::sources::stores::StoreOptions;
+use rowmill_gpu_plan::vector_top_k::vector_top_k;
+use rowmill_gpu_plan::{GpuContext, GpuOptions};
 use rowmill_spec::config::Connection;
 use rowmill_step::StepFactory;
 
@@ -30,24 +33,44 @@ pub struct SessionOptions {
     pub cache: CacheOptions,
     /// The interpreter of Python steps; `python3` of `PATH` where absent.
     pub python: Option<String>,
+    /// How a GPU is used; a session that is given none uses it where that pays.
+    pub gpu: GpuOptions,
+    /// The file of ONNX Runtime, for `model` steps; it is looked for where absent.
+    pub model_library: Option<PathBuf>,
     /// Step kinds that the program adds to Rowmill's own; one of the same key takes its place.
     pub kinds: Vec<Arc<dyn StepFactory>>,
+    /// Where parts of plans may run, if not here: a cluster (`rowmill-cluster`).
+    pub elsewhere: Option<Arc<dyn Elsewhere>>,
 }
 
 impl From<&SessionOptions> for EngineOptions {
     fn from(options: &SessionOptions) -> Self {
+        let gpu = GpuContext::new(options.gpu.clone());
         EngineOptions {
+            class_planners: crate::gpu::planners(&gpu),
+            functions: vec![vector_top_k(Arc::clone(&gpu))],
             memory_bytes: options.memory_bytes.unwrap_or_else(default_memory_bytes),
             partitions: options.partitions.unwrap_or_else(cores),
             batch_rows: options.batch_rows.unwrap_or(BATCH_ROWS),
             temp_dir: options.temp_dir.clone(),
             max_temp_bytes: options.max_temp_bytes.unwrap_or(100 << 30),
             stores: options.stores.clone(),
-            host: crate::host::host(
-                &options.connections,
-                &[crate::host::kinds(options.python.as_deref().unwrap_or("python3")), options.kinds.clone()].concat(),
-                &options.cache,
-            ),
+            host: Host {
+                elsewhere: options.elsewhere.clone(),
+                ..crate::host::host(
+                    &options.connections,
+                    &[
+                        crate::host::kinds_with(
+                            options.python.as_deref().unwrap_or("python3"),
+                            &gpu,
+                            options.model_library.as_deref(),
+                        ),
+                        options.kinds.clone(),
+                    ]
+                    .concat(),
+                    &options.cache,
+                )
+            },
         }
     }
 }

@@ -511,6 +511,27 @@ TOO_MANY_STEPS = "RM0208" {
         "Give the step a `cache`, with `tier: disk` or `tier: redis` if it is to be filled ahead of a run.",
     }
 
+    NO_EXECUTOR = "RM0707" {
+        "nobody serves a class",
+        "A stage needs an executor of a class that no executor of the cluster serves, and none came in time. Nothing was published.",
+        "Start one: `rowmill executor --class CLASS`; or give the step another class.",
+    }
+    CLUSTER_REFUSED = "RM0708" {
+        "the cluster refuses",
+        "The token is not the cluster's, or the cluster runs another build of Rowmill.",
+        "Set `ROWMILL_CLUSTER_TOKEN` to the cluster's token, and use one build everywhere.",
+    }
+    CLUSTER_SILENT = "RM0709" {
+        "the cluster does not answer",
+        "No scheduler could be reached, or the cluster took work and lost it again and again. Nothing was published.",
+        "Look at `rowmill cluster status`, and start the run again.",
+    }
+    CLASS_UNSERVED = "RM0710" {
+        "a resource class cannot be served here",
+        "A step asks for a class, such as `gpu`, and the configuration says that nothing else will do; this machine has no such device, or it cannot be used.",
+        "Run it where the device is, or set `gpu.use` to `auto`: the CPU then does the work, with equal results. `rowmill gpu info` says what is here.",
+    }
+
     // RM08xx: durable runs.
     RUN_RECORD = "RM0801" {
         "the record of a run cannot be read",

@@ -38,10 +38,10 @@ pub use diagnostic::{Diagnostic, Diagnostics, Fault, Severity};
 pub use keys::FORMAT_VERSION;
 pub use model::{
     BatchSize, CachePolicy, CacheTier, CommandFormat, CommandStep, Compression, CsvOptions, Effects, FAILURE_CODES,
-    FileSource, Format, HttpBody, HttpMany, HttpStep, ItemPolicy, Jitter, JsonTemplate, Limit, LookupStep, Matches,
-    MaxErrors, OnError, OnMissing, OutputColumn, Param, PythonGiven, PythonStep, ResourceClass, Resources,
-    ResponseColumn, ResponseSource, ResultMatch, Retry, RowOrder, SchemaPolicy, Sink, Source, SourceKind, SqlStep,
-    Step, StepKind, Variable, Workflow,
+    FileSource, Format, GpuStep, HttpBody, HttpMany, HttpStep, ItemPolicy, Jitter, JsonTemplate, Limit, LookupStep,
+    Matches, MaxErrors, Metric, ModelDevice, ModelStep, OnError, OnMissing, OutputColumn, Param, PythonGiven,
+    PythonStep, ResourceClass, Resources, ResponseColumn, ResponseSource, ResultMatch, Retry, RowOrder, SchemaPolicy,
+    Sink, Source, SourceKind, SqlStep, Step, StepKind, TopK, Variable, Workflow,
 };
 pub use read::{RawValue, Values, parse_values, parse_yaml};
 pub use span::{MappedText, Span, Spanned, TextId, Texts};

@@ -83,6 +83,17 @@ steps:
       output: {rank: int64}
     effects: pure
     in_flight: 4
+  alike:
+    gpu:
+      from: ranked
+      top_k: {column: embedding, corpus: models/planes.parquet, id: tailnum, k: 5}
+  delays:
+    model:
+      from: alike
+      file: models/delay.onnx
+      inputs: {x: [temp, seats, score]}
+      output: {delay: y}
+    batch: {rows: 4096}
 sinks:
   scores: {from: ranked, path: out/scores.parquet}
 "#;
@@ -107,7 +118,7 @@ pub fn workflow_page() -> String {
     section(&mut page, "`sources.NAME.csv`", &keys::CSV);
     section(&mut page, "`steps.NAME`: a step", &keys::STEP);
     page.push_str(
-        "\nA step is one of `sql`, `http`, `lookup`, `command` and `python`. All but `sql` take the rows of one step or source\n\
+        "\nA step is one of `sql`, `http`, `lookup`, `command`, `python`, `gpu` and `model`. All but `sql` take the rows of one step or source\n\
          (`from`) and add columns to them; joins and the choice of columns are for `sql` steps. Texts of `http` and\n\
          `command` steps may hold `${params.NAME}` and `${vars.NAME}`, whose values are text and nothing else, and those\n\
          of `http` steps `{column}`, with `{{` and `}}` for braces; in YAML a text that begins with `{` needs quotes.\n\
@@ -127,6 +138,9 @@ pub fn workflow_page() -> String {
     section(&mut page, "`steps.NAME.command.output.COLUMN`", &keys::OUTPUT);
     section(&mut page, "`steps.NAME.python`: a function", &keys::PYTHON);
     section(&mut page, "`steps.NAME.python.output.COLUMN`", &keys::OUTPUT);
+    section(&mut page, "`steps.NAME.gpu`: a similarity search", &keys::GPU);
+    section(&mut page, "`steps.NAME.gpu.top_k`", &keys::TOP_K);
+    section(&mut page, "`steps.NAME.model`: a model", &keys::MODEL);
     section(&mut page, "`steps.NAME.on_error`", &keys::ON_ERROR);
     section(&mut page, "`steps.NAME.max_errors`", &keys::MAX_ERRORS);
     section(&mut page, "`steps.NAME.retry`", &keys::RETRY);

@@ -22,5 +22,5 @@ mod tasks;
 mod work_dir;
 
 pub use error::Error;
-pub use options::Options;
+pub use options::{Describe, Options};
 pub use process::run;

@@ -85,6 +85,8 @@ impl Arguments {
             memory_bytes: self.memory_mib.map(|mib| mib.saturating_mul(1 << 20)),
             drain: Duration::from_secs(self.drain_s),
             heartbeat: Duration::from_millis(self.heartbeat_ms),
+            stores: None,
+            describe: None,
         })
     }
 }

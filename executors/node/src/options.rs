@@ -2,13 +2,19 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use datafusion::common::DataFusionError;
+use datafusion::execution::object_store::ObjectStoreRegistry;
 use rowmill_wire::handshake::Handshake;
 use rowmill_wire::name::ExecutorName;
 
+/// Says what went wrong in a task, for whoever waits for its job.
+pub type Describe = Arc<dyn Fn(&DataFusionError) -> String + Send + Sync>;
+
 /// Options of one executor.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Options {
     /// Its name, which carries its classes.
     pub name: ExecutorName,
@@ -34,4 +40,8 @@ pub struct Options {
     pub drain: Duration,
     /// How often it says that it is alive.
     pub heartbeat: Duration,
+    /// Where plans read files; DataFusion's own stores where absent.
+    pub stores: Option<Arc<dyn ObjectStoreRegistry>>,
+    /// How failures are told; as Ballista tells them where absent.
+    pub describe: Option<Describe>,
 }

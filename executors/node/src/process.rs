@@ -67,7 +67,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
         options.slots as usize,
         engine.clone(),
     ));
-    let tasks = Arc::new(Tasks::try_new(executor.clone(), engine, options.handshake.clone(), options.slots)?);
+    let tasks = Arc::new(Tasks::try_new(executor.clone(), engine, &options)?);
     let (given_up, mut gone) = mpsc::channel(4);
     let server = TaskServer {
         executor: executor.clone(),
@@ -90,7 +90,8 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
     serve(&mut servers, task_router, task_listener);
     serve(&mut servers, flight_router, flight);
 
-    let mut member = Member { options: &options, metadata, tasks: &tasks, channel: None, draining: false };
+    let mut member =
+        Member { options: &options, metadata, tasks: &tasks, work_dir: &work_dir, channel: None, draining: false };
     member.join().await?;
     println!("executor {} joined: tasks on port {task_port}, results on port {flight_port}", options.name);
     let mut beats = tokio::time::interval(options.heartbeat);
@@ -99,18 +100,17 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
     loop {
         tokio::select! {
             () = &mut stop => break,
-            Some(reason) = gone.recv() => {
+            Some((reason, running)) = gone.recv() => {
                 tracing::warn!("the scheduler gave this executor up ({reason}); it begins anew");
-                tasks.stop_all().await;
-                if let Err(error) = work_dir.sweep() {
-                    tracing::warn!("old results could not be removed: {error}");
-                }
+                // What they wrote bears names that nobody asks for, and goes when the scheduler says so.
+                tasks.stop(running).await;
             }
-            _ = beats.tick() => member.beat().await,
+            _ = beats.tick() => { member.beat().await; }
         }
     }
 
-    // Drain: nothing new, finish what runs within the grace period, hand back the rest.
+    // Drain: nothing new; finish what runs, and stay while somebody will read what is here, within the grace period;
+    // hand back the rest.
     member.draining = true;
     member.beat().await;
     tracing::info!("draining: {} tasks run", tasks.open().len());
@@ -118,12 +118,16 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
     tokio::pin!(grace);
     loop {
         tokio::select! {
-            () = tasks.drained() => break,
             () = &mut grace => {
-                tracing::warn!("handing back {} tasks that did not finish in time", tasks.open().len());
+                tracing::warn!("leaving with {} tasks that did not finish in time", tasks.open().len());
                 break;
             }
-            _ = beats.tick() => member.beat().await,
+            _ = beats.tick() => {
+                let idle = tasks.open().is_empty();
+                if !member.beat().await && idle {
+                    break;
+                }
+            }
         }
     }
     member.leave().await;
@@ -138,6 +142,7 @@ struct Member<'a> {
     options: &'a Options,
     metadata: ExecutorRegistration,
     tasks: &'a Arc<Tasks>,
+    work_dir: &'a WorkDir,
     channel: Option<Channel>,
     draining: bool,
 }
@@ -167,23 +172,25 @@ impl Member<'_> {
     }
 
     /// Says that it is alive and what it runs; stops what nobody waits for. A scheduler that forgot it takes it anew.
-    async fn beat(&mut self) {
-        if let Err(why) = self.try_beat().await {
-            tracing::warn!("no heartbeat: {why}");
-            self.channel = None;
+    /// Answers whether somebody will read what it holds, as far as the scheduler can be asked.
+    async fn beat(&mut self) -> bool {
+        match self.try_beat().await {
+            Ok(needed) => needed,
+            Err(why) => {
+                tracing::warn!("no heartbeat: {why}");
+                self.channel = None;
+                true
+            }
         }
     }
 
-    async fn try_beat(&mut self) -> Result<(), String> {
+    async fn try_beat(&mut self) -> Result<bool, String> {
         let channel = match &self.channel {
             Some(channel) => channel.clone(),
             None => self.find().await?,
         };
-        let state = if self.draining {
-            executor_status::Status::Terminating(String::new())
-        } else {
-            executor_status::Status::Active(String::new())
-        };
+        // While it drains too: Ballista takes what a terminating executor reports for lost.
+        let state = executor_status::Status::Active(String::new());
         let message = HeartBeatParams {
             executor_id: self.metadata.id.clone(),
             metrics: Vec::new(),
@@ -192,12 +199,21 @@ impl Member<'_> {
         };
         let mut client = SchedulerGrpcClient::new(channel.clone());
         client.heart_beat_from_executor(message).await.map_err(|status| status.message().to_owned())?;
-        let message =
-            AliveRequest { executor: self.metadata.id.clone(), running: self.tasks.open(), draining: self.draining };
+        let message = AliveRequest {
+            executor: self.metadata.id.clone(),
+            running: self.tasks.open(),
+            draining: self.draining,
+            held: self.work_dir.jobs(),
+        };
         let answer = say_alive(channel.clone(), message).await.map_err(|status| status.message().to_owned())?;
         self.tasks.stop(answer.stop).await;
+        for job in answer.forget {
+            if let Err(error) = WorkDir::remove_job(self.work_dir.shuffle(), &job, &[]) {
+                tracing::warn!(job, "what is left of the job could not be removed: {error}");
+            }
+        }
         self.channel = Some(channel);
-        Ok(())
+        Ok(answer.needed)
     }
 
     /// The first scheduler that answers.
@@ -257,7 +273,10 @@ fn registration(options: &Options, flight_port: u16, task_port: u16) -> Executor
 
 /// One environment for all tasks: clients and file metadata stay warm, memory is shared.
 fn runtime(options: &Options, work_dir: &WorkDir) -> Result<Arc<RuntimeEnv>, Error> {
-    let mut builder = RuntimeEnvBuilder::new().with_temp_file_path(work_dir.shuffle());
+    let mut builder = RuntimeEnvBuilder::new().with_temp_file_path(work_dir.spill());
+    if let Some(stores) = &options.stores {
+        builder = builder.with_object_store_registry(Arc::clone(stores));
+    }
     let bytes = options.memory_bytes.or_else(|| Some((machine_memory()? as f64 * MEMORY_SHARE) as u64));
     if let Some(bytes) = bytes {
         builder = builder.with_memory_pool(Arc::new(FairSpillPool::new(usize::try_from(bytes).unwrap_or(usize::MAX))));

@@ -12,6 +12,7 @@ use ballista_core::serde::protobuf::{
 use ballista_core::serde::scheduler::from_proto::get_task_definition_vec;
 use ballista_executor::executor::Executor;
 use datafusion_proto::protobuf::{LogicalPlanNode, PhysicalPlanNode};
+use rowmill_wire::alive::RunningTask;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 
@@ -24,8 +25,8 @@ pub(crate) struct TaskServer {
     pub(crate) tasks: Arc<Tasks>,
     pub(crate) codec: BallistaCodec<LogicalPlanNode, PhysicalPlanNode>,
     pub(crate) shuffle: PathBuf,
-    /// Told when the scheduler has given this executor up.
-    pub(crate) given_up: mpsc::Sender<String>,
+    /// Told when the scheduler has given this executor up, with what ran then.
+    pub(crate) given_up: mpsc::Sender<(String, Vec<RunningTask>)>,
 }
 
 #[async_trait::async_trait]
@@ -78,8 +79,9 @@ impl ExecutorGrpc for TaskServer {
     ) -> Result<Response<StopExecutorResult>, Status> {
         let StopExecutorParams { executor_id, reason, .. } = request.into_inner();
         if executor_id == self.executor.metadata.id {
-            // The scheduler took the silence for death and runs the tasks elsewhere.
-            let _ = self.given_up.try_send(reason);
+            // The scheduler took the silence for death and runs the tasks elsewhere. What it gives to this executor once
+            // it has joined again is not meant.
+            let _ = self.given_up.try_send((reason, self.tasks.open()));
         }
         Ok(Response::new(StopExecutorResult {}))
     }
@@ -87,9 +89,7 @@ impl ExecutorGrpc for TaskServer {
     async fn cancel_tasks(&self, request: Request<CancelTasksParams>) -> Result<Response<CancelTasksResult>, Status> {
         let mut cancelled = true;
         for task in request.into_inner().task_infos {
-            let ended =
-                self.executor.cancel_task(task.job_id.into(), task.stage_id as usize, task.task_id as usize).await;
-            cancelled &= ended.is_ok();
+            cancelled &= self.tasks.cancel(&task.job_id, task.stage_id, task.task_id).await;
         }
         Ok(Response::new(CancelTasksResult { cancelled }))
     }

@@ -7,11 +7,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ballista_core::error::BallistaError;
 use ballista_core::serde::protobuf::scheduler_grpc_client::SchedulerGrpcClient;
 use ballista_core::serde::protobuf::{
-    FailedTask, OperatorMetricsSet, SuccessfulTask, TaskStatus, UpdateTaskStatusParams, task_status,
+    FailedTask, OperatorMetricsSet, SuccessfulTask, TaskStatus, UpdateTaskStatusParams, failed_task, task_status,
 };
 use ballista_core::serde::scheduler::{TaskDefinition, TaskKey};
 use ballista_executor::execution_engine::{ExecutionEngine, QueryStageExecutor};
 use ballista_executor::executor::Executor;
+use datafusion::arrow::error::ArrowError;
+use datafusion::common::DataFusionError;
 use datafusion::execution::TaskContext;
 use parking_lot::Mutex;
 use rowmill_wire::MESSAGE_BYTES;
@@ -20,34 +22,51 @@ use rowmill_wire::handshake::Handshake;
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::options::{Describe, Options};
+
 /// The longest wait before a report is tried again.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 /// How long a call to the scheduler may take.
 const CALL: Duration = Duration::from_secs(10);
+/// Tasks that one attempt of a stage may have.
+const TASKS_PER_ATTEMPT: u32 = 1 << 20;
+/// Attempts that a stage may have.
+const ATTEMPTS_PER_STAGE: u32 = 1 << 11;
+
+/// A number that no other attempt at work of the same stage has, on whichever executor.
+///
+/// Ballista numbers the tasks of a stage anew when the stage is rolled back, names files by these numbers, and reads a
+/// file of that name from its own disk before it asks the executor that wrote it. So what an earlier attempt left here
+/// would be taken for what a later one wrote elsewhere. With the stage's attempt in the number, names are never used
+/// twice.
+fn unique_number(stage_attempt: usize, task: usize) -> Option<usize> {
+    let (attempt, task) = (u32::try_from(stage_attempt).ok()?, u32::try_from(task).ok()?);
+    let fits = attempt < ATTEMPTS_PER_STAGE && task < TASKS_PER_ATTEMPT;
+    fits.then(|| (attempt * TASKS_PER_ATTEMPT + task) as usize)
+}
 
 /// The tasks of this process.
 pub(crate) struct Tasks {
     executor: Arc<Executor>,
     engine: Arc<dyn ExecutionEngine>,
     handshake: Handshake,
+    describe: Option<Describe>,
     /// Runs, or has run and is not reported.
     open: Mutex<HashMap<RunningTask, TaskKey>>,
     /// Tasks that nobody waits for: their reports are not sent.
     dropped: Mutex<std::collections::HashSet<RunningTask>>,
     schedulers: Mutex<HashMap<String, Channel>>,
     threads: Mutex<Option<Runtime>>,
-    changed: tokio::sync::Notify,
 }
 
 impl Tasks {
     pub(crate) fn try_new(
         executor: Arc<Executor>,
         engine: Arc<dyn ExecutionEngine>,
-        handshake: Handshake,
-        slots: u32,
+        options: &Options,
     ) -> std::io::Result<Self> {
         let threads = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads((slots as usize).clamp(1, 256))
+            .worker_threads((options.slots as usize).clamp(1, 256))
             // Deep plans recurse; upstream's binary takes as much.
             .thread_stack_size(32 << 20)
             .thread_name("task")
@@ -56,29 +75,18 @@ impl Tasks {
         Ok(Self {
             executor,
             engine,
-            handshake,
+            handshake: options.handshake.clone(),
+            describe: options.describe.clone(),
             open: Mutex::default(),
             dropped: Mutex::default(),
             schedulers: Mutex::default(),
             threads: Mutex::new(Some(threads)),
-            changed: tokio::sync::Notify::new(),
         })
     }
 
     /// What this process answers for.
     pub(crate) fn open(&self) -> Vec<RunningTask> {
         self.open.lock().keys().cloned().collect()
-    }
-
-    /// Returns when nothing is open.
-    pub(crate) async fn drained(&self) {
-        loop {
-            let changed = self.changed.notified();
-            if self.open.lock().is_empty() {
-                return;
-            }
-            changed.await;
-        }
     }
 
     /// Begins a task; its status goes to `scheduler`.
@@ -89,8 +97,7 @@ impl Tasks {
             stage_attempt: task.stage_attempt_num as u32,
             task: task.task_id as u32,
         };
-        let key = TaskKey { job_id: task.job_id.clone(), stage_id: task.stage_id, task_id: task.task_id };
-        if self.open.lock().insert(name.clone(), key).is_some() {
+        if self.open.lock().insert(name.clone(), key_of(&task)).is_some() {
             // The same message twice: it runs already.
             return;
         }
@@ -118,6 +125,20 @@ impl Tasks {
         }
     }
 
+    /// Stops a task by the name that Ballista gives it, which does not say of which attempt at the stage it is: the
+    /// oldest that is open, since a newer one was begun because the older was given up.
+    pub(crate) async fn cancel(&self, job: &str, stage: u32, task: u32) -> bool {
+        let oldest = {
+            let open = self.open.lock();
+            let named = open.iter().filter(|(name, _)| name.job == job && name.stage == stage && name.task == task);
+            named.min_by_key(|(name, _)| name.stage_attempt).map(|(_, key)| key.clone())
+        };
+        match oldest {
+            Some(key) => self.executor.cancel_task(key.job_id, key.stage_id, key.task_id).await.unwrap_or(false),
+            None => false,
+        }
+    }
+
     /// Stops everything.
     pub(crate) async fn stop_all(&self) {
         self.stop(self.open()).await;
@@ -132,7 +153,8 @@ impl Tasks {
 
     async fn run(&self, task: TaskDefinition) -> TaskStatus {
         let start_exec_time = epoch_ms();
-        let key = TaskKey { job_id: task.job_id.clone(), stage_id: task.stage_id, task_id: task.task_id };
+        let key = key_of(&task);
+        let task_id = task.task_id;
         let (attempt, launch_time) = (task.stage_attempt_num, task.launch_time);
         let (stage, outcome) = match self.prepare(task) {
             Ok((stage, context)) => {
@@ -155,11 +177,11 @@ impl Tasks {
                 window_state,
             }),
             // Window state that cannot be collected would make a later stage wrong: the task has failed.
-            (Ok(_), Err(error)) => task_status::Status::Failed(FailedTask::from(BallistaError::from(error))),
-            (Err(error), _) => task_status::Status::Failed(FailedTask::from(error)),
+            (Ok(_), Err(error)) => task_status::Status::Failed(self.failed(BallistaError::from(error))),
+            (Err(error), _) => task_status::Status::Failed(self.failed(error)),
         };
         TaskStatus {
-            task_id: key.task_id as u32,
+            task_id: task_id as u32,
             job_id: key.job_id.into(),
             stage_id: key.stage_id as u32,
             stage_attempt_num: attempt as u32,
@@ -171,15 +193,38 @@ impl Tasks {
         }
     }
 
+    /// A failure as Ballista sorts it. One that would come again each time is told in our words.
+    fn failed(&self, error: BallistaError) -> FailedTask {
+        if broke_off(&error) {
+            // Tried again, it finds out that the executor is gone, which Ballista knows to mend.
+            return FailedTask::from(BallistaError::IoError(std::io::Error::other(error.to_string())));
+        }
+        let told = match (&self.describe, &error) {
+            (Some(describe), BallistaError::DataFusionError(error)) => Some(describe(error.as_ref())),
+            _ => None,
+        };
+        let mut failed = FailedTask::from(error);
+        if let (Some(told), Some(failed_task::FailedReason::ExecutionError(_))) = (told, &failed.failed_reason) {
+            failed.error = told;
+        }
+        failed
+    }
+
     fn prepare(&self, task: TaskDefinition) -> Result<(Arc<dyn QueryStageExecutor>, Arc<TaskContext>), BallistaError> {
         let identity = format!(
             "{}/{}.{}/{}.{}",
             task.job_id, task.stage_id, task.stage_attempt_num, task.task_id, task.task_attempt_num
         );
+        let Some(number) = unique_number(task.stage_attempt_num, task.task_id) else {
+            return Err(BallistaError::General(format!(
+                "attempt {} of stage {} has a task {}; that is more than can be told apart",
+                task.stage_attempt_num, task.stage_id, task.task_id
+            )));
+        };
         let stage = self.engine.create_query_stage_exec(
             task.job_id,
             task.stage_id,
-            task.task_id,
+            number,
             task.global_output_partition_ids,
             task.plan,
             &self.executor.work_dir,
@@ -217,7 +262,6 @@ impl Tasks {
         }
         self.dropped.lock().remove(&name);
         self.open.lock().remove(&name);
-        self.changed.notify_waiters();
     }
 
     async fn try_report(&self, status: &TaskStatus, scheduler: &str) -> Result<(), String> {
@@ -241,6 +285,30 @@ impl Tasks {
         self.schedulers.lock().insert(scheduler.to_owned(), channel.clone());
         Ok(channel)
     }
+}
+
+/// Whether the way to another executor broke off in the middle. Ballista sees that while it reads rows, and not while it
+/// reads what stands before them.
+fn broke_off(error: &BallistaError) -> bool {
+    match error {
+        BallistaError::TonicError(_)
+        | BallistaError::GrpcError(_)
+        | BallistaError::GrpcConnectionError(_)
+        | BallistaError::GrpcActionError(_) => true,
+        BallistaError::ArrowError(error) => matches!(error.as_ref(), ArrowError::IpcError(_)),
+        BallistaError::DataFusionError(error) => match error.find_root() {
+            DataFusionError::External(inner) => inner.downcast_ref::<BallistaError>().is_some_and(broke_off),
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
+/// How Ballista's executor knows a task here: by a number that earlier attempts at its stage do not have, so that
+/// stopping one of those does not stop this.
+fn key_of(task: &TaskDefinition) -> TaskKey {
+    let number = unique_number(task.stage_attempt_num, task.task_id).unwrap_or(task.task_id);
+    TaskKey { job_id: task.job_id.clone(), stage_id: task.stage_id, task_id: number }
 }
 
 impl Drop for Tasks {

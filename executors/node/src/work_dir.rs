@@ -8,13 +8,16 @@ use crate::error::Error;
 
 /// Says that a directory is an executor's, and is locked while one uses it.
 const LOCK: &str = ".rowmill-executor";
-/// What is swept.
+/// What tasks wrote for others, a folder for each job.
 const SHUFFLE: &str = "shuffle";
+/// What operators spill.
+const SPILL: &str = "spill";
 
 /// A work directory that this process holds.
 #[derive(Debug)]
 pub(crate) struct WorkDir {
     shuffle: PathBuf,
+    spill: PathBuf,
     // The lock goes with the file.
     _lock: File,
 }
@@ -37,15 +40,17 @@ impl WorkDir {
             }
             Err(TryLockError::Error(error)) => return Err(io(error)),
         }
-        let shuffle = path.join(SHUFFLE);
-        if shuffle.exists() {
-            fs::remove_dir_all(&shuffle).map_err(io)?;
+        let (shuffle, spill) = (path.join(SHUFFLE), path.join(SPILL));
+        for folder in [&shuffle, &spill] {
+            if folder.exists() {
+                fs::remove_dir_all(folder).map_err(io)?;
+            }
+            fs::create_dir(folder).map_err(io)?;
         }
-        fs::create_dir(&shuffle).map_err(io)?;
         // A disk that is full shows here and not in the middle of a task.
         lock.set_len(0).and_then(|()| lock.write_all(b"rowmill executor work directory\n")).map_err(io)?;
         lock.sync_all().map_err(io)?;
-        Ok(Self { shuffle, _lock: lock })
+        Ok(Self { shuffle, spill, _lock: lock })
     }
 
     /// Where Ballista writes: job, stage, partition.
@@ -53,12 +58,15 @@ impl WorkDir {
         &self.shuffle
     }
 
-    /// Removes everything that tasks wrote.
-    pub(crate) fn sweep(&self) -> std::io::Result<()> {
-        for entry in fs::read_dir(&self.shuffle)? {
-            fs::remove_dir_all(entry?.path())?;
-        }
-        Ok(())
+    /// Where operators spill.
+    pub(crate) fn spill(&self) -> &Path {
+        &self.spill
+    }
+
+    /// The jobs of which something is held.
+    pub(crate) fn jobs(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.shuffle).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| is_plain(name)).collect()
     }
 
     /// Removes what a job wrote, all of it or some stages. A job's name that is no plain name is refused.

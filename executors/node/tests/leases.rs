@@ -60,7 +60,7 @@ impl ExecutorGrpc for Forgetful {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_that_was_forgotten_goes_again() {
     let mut options = options();
-    options.lease = Duration::from_secs(1);
+    options.lease = Duration::from_secs(2);
     let scheduler = Scheduler::start(options).await.unwrap();
     let taken = Arc::new(AtomicUsize::new(0));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -96,8 +96,11 @@ async fn a_task_that_was_forgotten_goes_again() {
                 metadata: Some(metadata.clone()),
             };
             let _ = SchedulerGrpcClient::new(channel.clone()).heart_beat_from_executor(message).await;
-            let message =
-                AliveRequest { executor: name.clone(), running: Vec::new(), draining: drains.load(Ordering::SeqCst) };
+            let message = AliveRequest {
+                executor: name.clone(),
+                draining: drains.load(Ordering::SeqCst),
+                ..AliveRequest::default()
+            };
             let _ = say_alive(channel.clone(), message).await;
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
@@ -108,7 +111,7 @@ async fn a_task_that_was_forgotten_goes_again() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let context = session().await;
-    let sql = "select count(*) from nation";
+    let sql = "select count(*) from nation where n_nationkey > 3";
     let asking = async { on_cluster(&scheduler, &context, sql).await };
     let helping = async {
         // The forgetful one is alone, so it gets the task.

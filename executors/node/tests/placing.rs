@@ -46,7 +46,8 @@ async fn a_stage_waits_for_its_class() {
     let scheduler = Scheduler::start(options()).await.unwrap();
     let _cpu = Process::start(&scheduler, &["cpu"]);
     let context = session().await;
-    let sql = "select count(*) from lineitem";
+    // Not answered from the files' statistics.
+    let sql = "select count(*) from lineitem where l_quantity > 10";
     let marked = plan(&context, sql).await;
     let mut job = scheduler.submit("waits", Arc::clone(&context), marked).await.unwrap();
     let early = tokio::time::timeout(Duration::from_secs(2), job.wait()).await;
@@ -64,7 +65,7 @@ async fn a_class_that_nobody_serves_fails_with_the_reason() {
     let scheduler = Scheduler::start(options).await.unwrap();
     let _cpu = Process::start(&scheduler, &["cpu"]);
     let context = session().await;
-    let sql = "select count(*) from nation";
+    let sql = "select count(*) from nation where n_nationkey > 3";
     let plan = context.sql(sql).await.unwrap().create_physical_plan().await.unwrap();
     let marked = mark(plan.clone(), |node| (node.name() == "DataSourceExec").then(|| Demand::plain("gpu"))).unwrap();
     let mut job = scheduler.submit("gpu", Arc::clone(&context), marked).await.unwrap();

@@ -301,7 +301,10 @@ impl GpuExpr {
     }
 
     /// Whether evaluating it can fail on a row, so that it must not be evaluated where it is not asked for.
-    pub(crate) fn can_fail(&self, schema: &Schema) -> Result<bool> {
+    ///
+    /// # Errors
+    /// As [`GpuExpr::data_type`].
+    pub fn can_fail(&self, schema: &Schema) -> Result<bool> {
         let own = match self {
             Self::Binary { op, left, .. } if op.is_arithmetic() => {
                 let physical = Physical::try_from(&left.data_type(schema)?)?;

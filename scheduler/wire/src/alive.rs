@@ -49,6 +49,9 @@ pub struct AliveRequest {
     /// Whether it takes nothing new.
     #[prost(bool, tag = "3")]
     pub draining: bool,
+    /// Jobs of which it holds something.
+    #[prost(string, repeated, tag = "4")]
+    pub held: Vec<String>,
 }
 
 /// What the scheduler answers.
@@ -57,6 +60,12 @@ pub struct AliveResponse {
     /// Tasks that the executor should stop: nobody waits for them.
     #[prost(message, repeated, tag = "1")]
     pub stop: Vec<RunningTask>,
+    /// Whether it holds what somebody will read: an executor that drains stays as long.
+    #[prost(bool, tag = "2")]
+    pub needed: bool,
+    /// Jobs that nobody reads any more: what is held of them goes.
+    #[prost(string, repeated, tag = "3")]
+    pub forget: Vec<String>,
 }
 
 /// Sends a sign of life.

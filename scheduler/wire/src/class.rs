@@ -2,7 +2,7 @@
 //!
 //! [`ClassExec`] passes batches through and changes nothing. It stands anywhere in a stage; Ballista cuts stages at hash
 //! exchanges, so a marker must not share a stage with another class: whoever plans puts an exchange between them
-//! ([`class_of_stage`] finds those who did not). A stage without a marker runs on the default class.
+//! ([`class_of_stage`] finds those who did not). A stage without a marker runs where its job says.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,7 @@ use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::execution_plan::{CardinalityEffect, ChildrenPropertiesMode, ReplaceChildrenOptions};
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
 
-/// The class of a stage without a marker.
+/// The class of a job that does not say one.
 pub const DEFAULT_CLASS: &str = "cpu";
 
 /// What a stage asks of its executor.
@@ -118,17 +118,18 @@ impl ExecutionPlan for ClassExec {
     }
 }
 
-/// The demand of a stage, read from its plan; upstream stages are only shuffle readers in it.
+/// The demand of a stage, read from its plan; upstream stages are only shuffle readers in it. `None` where it has no
+/// marker.
 ///
 /// # Errors
 /// Its markers disagree: the text says how.
-pub fn class_of_stage(plan: &Arc<dyn ExecutionPlan>) -> std::result::Result<Demand, String> {
+pub fn class_of_stage(plan: &Arc<dyn ExecutionPlan>) -> std::result::Result<Option<Demand>, String> {
     let mut found: BTreeMap<Arc<str>, u32> = BTreeMap::new();
     walk(plan, &mut found);
     let mut demands = found.into_iter();
     match (demands.next(), demands.next()) {
-        (None, _) => Ok(Demand::plain(DEFAULT_CLASS)),
-        (Some((class, slots)), None) => Ok(Demand { class, slots }),
+        (None, _) => Ok(None),
+        (Some((class, slots)), None) => Ok(Some(Demand { class, slots })),
         (Some((one, _)), Some((other, _))) => Err(format!(
             "one stage is marked for class {one} and for class {other}; an exchange must stand between them"
         )),

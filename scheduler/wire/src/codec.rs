@@ -12,9 +12,11 @@ use datafusion_proto::physical_plan::{PhysicalExtensionCodec, PhysicalProtoConve
 use prost::Message;
 
 use crate::class::{ClassExec, Demand};
+use crate::step::CountExec;
 
 /// No protobuf message begins so: the first byte would be field 26 with wire type 2, which none of Ballista's has.
-const MAGIC: &[u8] = b"\xd2rowmill:class\0";
+const CLASS: &[u8] = b"\xd2rowmill:class\0";
+const STEP: &[u8] = b"\xd2rowmill:step\0";
 
 #[derive(Clone, PartialEq, Message)]
 struct ClassMessage {
@@ -45,7 +47,14 @@ impl PhysicalExtensionCodec for RowmillCodec {
         context: &TaskContext,
         converter: &dyn PhysicalProtoConverterExtension,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let Some(own) = buffer.strip_prefix(MAGIC) else {
+        if let Some(step) = buffer.strip_prefix(STEP) {
+            let step = std::str::from_utf8(step).map_err(|error| DataFusionError::External(Box::new(error)))?;
+            return match inputs {
+                [input] => Ok(Arc::new(CountExec::new(step.into(), Arc::clone(input)))),
+                _ => internal_err!("a step boundary has one input, not {}", inputs.len()),
+            };
+        }
+        let Some(own) = buffer.strip_prefix(CLASS) else {
             return self.ballista.try_decode(buffer, inputs, context, converter);
         };
         let ClassMessage { class, slots } =
@@ -62,10 +71,15 @@ impl PhysicalExtensionCodec for RowmillCodec {
         buffer: &mut Vec<u8>,
         converter: &dyn PhysicalProtoConverterExtension,
     ) -> Result<()> {
+        if let Some(count) = node.downcast_ref::<CountExec>() {
+            buffer.extend_from_slice(STEP);
+            buffer.extend_from_slice(count.step().as_bytes());
+            return Ok(());
+        }
         let Some(marker) = node.downcast_ref::<ClassExec>() else {
             return self.ballista.try_encode(node, buffer, converter);
         };
-        buffer.extend_from_slice(MAGIC);
+        buffer.extend_from_slice(CLASS);
         let message = ClassMessage { class: marker.demand().class.to_string(), slots: marker.demand().slots };
         message.encode(buffer).map_err(|error| DataFusionError::External(Box::new(error)))
     }

@@ -14,7 +14,7 @@ use tonic::transport::Endpoint;
 use tonic::{Request, Status};
 
 /// Counts changes of what [`crate::codec`] writes.
-const CODEC_VERSION: u32 = 1;
+const CODEC_VERSION: u32 = 2;
 
 /// What a token must not be shorter than, in bytes.
 const SHORTEST_TOKEN: usize = 16;

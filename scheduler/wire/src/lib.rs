@@ -4,13 +4,19 @@
 //! - [`name`]: an executor's name, which carries its classes;
 //! - [`class`]: the marker that says which class a stage runs on;
 //! - [`codec`]: how plans travel, with our operators in them;
-//! - [`alive`]: the message by which an executor says which attempts it runs.
+//! - [`step`]: the boundary of a step in a plan, which counts what leaves it;
+//! - [`alive`]: the message by which an executor says which attempts it runs;
+//! - [`jobs`]: submitting a plan, and hearing what becomes of it;
+//! - [`files`]: reading a result from the executors that hold it.
 
 pub mod alive;
 pub mod class;
 pub mod codec;
+pub mod files;
 pub mod handshake;
+pub mod jobs;
 pub mod name;
+pub mod step;
 
 /// The largest message between processes, in bytes. A plan above it is refused with an error that says so; tables in
 /// memory travel inside plans and are what makes plans large.

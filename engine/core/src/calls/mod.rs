@@ -26,6 +26,7 @@ use rowmill_step::{
 };
 use tokio_util::sync::CancellationToken;
 
+use crate::elsewhere::Elsewhere;
 pub use caches::{CacheOptions, Caches, RedisUrl};
 pub use describe::describe;
 pub use exec::CallExec;
@@ -50,6 +51,8 @@ pub struct Host {
     pub tenant: Arc<str>,
     /// Caches of results.
     pub caches: Caches,
+    /// Where parts of plans may run, if not here.
+    pub elsewhere: Option<Arc<dyn Elsewhere>>,
 }
 
 impl Default for Host {
@@ -64,6 +67,7 @@ impl Default for Host {
             redactor: Redactor::new(),
             tenant: Arc::from("default"),
             caches: Caches::default(),
+            elsewhere: None,
         }
     }
 }

@@ -202,7 +202,8 @@ pub async fn check(
             match describe(step, input, bound, host).await {
                 Ok(call) => {
                     let schema = columns(&call);
-                    let class = step.resources.class.as_ref().map_or(ResourceClass::Io, |class| class.value.clone());
+                    let declared = step.resources.class.as_ref();
+                    let class = declared.map_or_else(|| step.kind.class(), |class| class.value.clone());
                     // Never fused: nothing may be moved past it. One that is not to be repeated runs to its end
                     // whoever reads it, so it is kept.
                     let once = call.policy.effects == Effects::Once;

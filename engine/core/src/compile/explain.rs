@@ -70,6 +70,9 @@ pub struct StageView {
     pub output: String,
     /// The physical plan, where it was made.
     pub plan: Option<String>,
+    /// What the planner of its class says about the plan's nodes; absent where it says nothing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// Checks a workflow, unneeded steps included, and gives its warnings.
@@ -177,6 +180,7 @@ pub fn explain(compiled: &Compiled, planned: Option<&Planned>) -> Explanation {
                 wide: segment.wide,
                 output: stage.output.clone(),
                 plan: planned.and_then(|planned| plan_text(planned, &segment.root)),
+                notes: planned.map_or_else(Vec::new, |planned| notes(planned, &segment.root)),
             })
         })
         .collect();
@@ -189,6 +193,14 @@ fn plan_text(planned: &Planned, root: &Root) -> Option<String> {
         root => &planned.roots.iter().find(|planned| planned.root == *root)?.plan,
     };
     Some(displayable(plan.as_ref()).indent(false).to_string())
+}
+
+fn notes(planned: &Planned, root: &Root) -> Vec<String> {
+    let notes = match root {
+        Root::Step(name) => planned.notes.get(name),
+        root => planned.roots.iter().find(|planned| planned.root == *root).map(|planned| &planned.notes),
+    };
+    notes.cloned().unwrap_or_default()
 }
 
 impl Explanation {
@@ -226,6 +238,9 @@ impl Explanation {
             );
             for line in stage.plan.iter().flat_map(|plan| plan.lines()) {
                 let _ = writeln!(text, "    {line}");
+            }
+            for note in &stage.notes {
+                let _ = writeln!(text, "    {}: {note}", stage.class);
             }
         }
         text

@@ -25,11 +25,14 @@ use super::cut_segments::Root;
 use super::{Compiled, Inputs};
 use crate::calls::caches::RESULTS;
 use crate::calls::{Call, CallExec, RunScope, RunningStep};
+use crate::elsewhere::Part;
+use crate::error::StepFailure;
 use crate::plan::dead_letters::{DeadLettersExec, Letters};
 use crate::plan::edge::{EdgeTable, Producer};
 use crate::plan::guarded::{Guard, GuardedNode};
 use crate::plan::kept::KeptResults;
 use crate::plan::meter::{Meter, MeterExec, MeterNode};
+use crate::plan::placement::{Placed, place};
 use crate::plan::spool::{Spool, SpoolExec};
 use crate::sinks::StagedSink;
 
@@ -42,6 +45,8 @@ pub struct PlannedSink {
     pub logical: LogicalPlan,
     /// The physical plan.
     pub plan: Arc<dyn ExecutionPlan>,
+    /// What the planner of its class says about it.
+    pub notes: Vec<String>,
 }
 
 /// All plans of a run.
@@ -51,6 +56,8 @@ pub struct Planned {
     pub roots: Vec<PlannedSink>,
     /// Steps whose plans are leaves of their readers' plans, streamed or spooled.
     pub apart: Vec<(String, Arc<dyn ExecutionPlan>)>,
+    /// What the planners of their classes say about those.
+    pub notes: HashMap<String, Vec<String>>,
     /// Steps that run to their end whoever reads them.
     pub to_completion: Vec<Arc<dyn ExecutionPlan>>,
 }
@@ -146,11 +153,32 @@ async fn plan_all(compiled: &Compiled, inputs: &Inputs, staged: &[StagedSink], s
         {
             guard.begin(scope.folder.join(format!("{name}.ledger.arrow")), &scope.host.redactor)?;
         }
-        let mut plan = state.query_planner().create_physical_plan(&logical, state).await?;
+        let plan = state.query_planner().create_physical_plan(&logical, state).await?;
+        // The class of a step that is not SQL is where its calls run; its input is no work of that class.
+        let queried = match &segment.root {
+            Root::Step(name) => compiled.steps.get(name).is_some_and(|step| step.query().is_some()),
+            _ => true,
+        };
+        let Placed { mut plan, notes } = match queried && scope.host.elsewhere.is_none() {
+            true => place(state, &segment.class, plan).map_err(|error| match segment.steps.last() {
+                Some(step) => StepFailure::wrap(&Arc::from(step.as_str()), error),
+                None => error,
+            })?,
+            false => Placed { plan, notes: Vec::new() },
+        };
+        if let Some(elsewhere) = &scope.host.elsewhere {
+            let workflow = &compiled.workflow.name.value;
+            let last = segment.steps.last().or(segment.inputs.last()).map_or("", String::as_str);
+            let part = Part { name: &format!("{workflow}: {last}"), class: segment.class.as_str() };
+            plan = elsewhere.place(part, plan)?;
+        }
         let Root::Step(name) = &segment.root else {
-            planned.roots.push(PlannedSink { root: segment.root.clone(), logical, plan });
+            planned.roots.push(PlannedSink { root: segment.root.clone(), logical, plan, notes });
             continue;
         };
+        if !notes.is_empty() {
+            planned.notes.insert(name.clone(), notes);
+        }
         let Some(step) = compiled.steps.get(name) else { return internal_err!("step {name} is not checked") };
         let mut to_completion = false;
         if let Body::Call(call) = &step.body {

@@ -190,9 +190,10 @@ impl Work<'_> {
         // Steps whose outcomes are known when the sinks are sealed.
         let mut late: Vec<(StageId, Arc<Guard>)> = Vec::new();
         for (segment, logical) in self.compiled.cut.segments.iter().zip(optimized.plans) {
+            // Not placed by class: planned again, a durable run must give the same rows in the same order.
             let plan = state.query_planner().create_physical_plan(&logical, state).await?;
             let Root::Step(name) = &segment.root else {
-                planned.roots.push(PlannedSink { root: segment.root.clone(), logical, plan });
+                planned.roots.push(PlannedSink { root: segment.root.clone(), logical, plan, notes: Vec::new() });
                 continue;
             };
             let Some(step) = self.compiled.steps.get(name) else { continue };

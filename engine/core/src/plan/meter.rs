@@ -54,6 +54,12 @@ impl Meter {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Counts batches that were made elsewhere, with their rows and bytes.
+    pub fn add_batches(&self, rows: u64, bytes: u64, batches: u64) {
+        self.add(rows, bytes);
+        self.batches.fetch_add(batches, Ordering::Relaxed);
+    }
+
     /// Rows so far.
     pub fn rows(&self) -> u64 {
         self.rows.load(Ordering::Relaxed)
@@ -169,8 +175,18 @@ impl MeterExec {
     }
 
     /// The step whose boundary this is.
-    pub fn step(&self) -> &str {
+    pub fn step(&self) -> &Arc<str> {
         &self.step
+    }
+
+    /// What it counts into.
+    pub fn meter(&self) -> &Arc<Meter> {
+        &self.meter
+    }
+
+    /// Whose rows it counts.
+    pub fn input(&self) -> &Arc<dyn ExecutionPlan> {
+        &self.input
     }
 
     fn over(&self, input: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {

@@ -5,6 +5,7 @@ pub mod edge;
 pub mod guarded;
 pub mod kept;
 pub mod meter;
+pub mod placement;
 pub mod planner;
 pub mod range;
 pub mod spool;

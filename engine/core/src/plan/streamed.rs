@@ -57,6 +57,13 @@ impl StreamedExec {
     }
 }
 
+impl StreamedExec {
+    /// The plan of the producer.
+    pub fn input(&self) -> &Arc<dyn ExecutionPlan> {
+        &self.input
+    }
+}
+
 impl DisplayAs for StreamedExec {
     fn fmt_as(&self, _kind: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "StreamedExec: step {}", self.step)

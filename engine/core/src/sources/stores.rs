@@ -54,7 +54,11 @@ pub fn store_for(
     Ok(store)
 }
 
-fn build(options: &StoreOptions, url: &Url) -> object_store::Result<Arc<dyn ObjectStore>> {
+/// Makes the store of a URL.
+///
+/// # Errors
+/// When a setting is not one of its kind's, or is missing.
+pub fn build(options: &StoreOptions, url: &Url) -> object_store::Result<Arc<dyn ObjectStore>> {
     macro_rules! with_options {
         ($builder:expr, $options:expr) => {{
             let mut builder = $builder;

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use crate::config::Secret;
 use crate::model::{
-    CachePolicy, CommandFormat, CommandStep, Effects, HttpBody, HttpMany, HttpStep, ItemPolicy, JsonTemplate, Limit,
-    LookupStep, Matches, MaxErrors, OnError, OnMissing, OutputColumn, PythonGiven, PythonStep, ResponseColumn,
-    ResponseSource, Retry, RowOrder, StepKind,
+    CachePolicy, CommandFormat, CommandStep, Effects, GpuStep, HttpBody, HttpMany, HttpStep, ItemPolicy, JsonTemplate,
+    Limit, LookupStep, Matches, MaxErrors, Metric, ModelDevice, ModelStep, OnError, OnMissing, OutputColumn,
+    PythonGiven, PythonStep, ResponseColumn, ResponseSource, Retry, RowOrder, StepKind,
 };
 use crate::names::normalize;
 use crate::read::RawValue;
@@ -37,6 +37,53 @@ impl From<CommandStep> for StepKind {
 impl From<PythonStep> for StepKind {
     fn from(step: PythonStep) -> Self {
         StepKind::Python(Box::new(step))
+    }
+}
+
+impl From<GpuStep> for StepKind {
+    fn from(step: GpuStep) -> Self {
+        StepKind::Gpu(Box::new(step))
+    }
+}
+
+impl From<ModelStep> for StepKind {
+    fn from(step: ModelStep) -> Self {
+        StepKind::Model(Box::new(step))
+    }
+}
+
+impl GpuStep {
+    /// With the corpus's column of embeddings.
+    pub fn corpus_column(mut self, column: impl Into<String>) -> Self {
+        self.top_k.value.corpus_column = some(column.into());
+        self
+    }
+
+    /// With the corpus's column that names a row.
+    pub fn id(mut self, column: impl Into<String>) -> Self {
+        self.top_k.value.id = some(column.into());
+        self
+    }
+
+    /// With what similar means.
+    pub fn metric(mut self, metric: Metric) -> Self {
+        self.top_k.value.metric = some(metric);
+        self
+    }
+}
+
+impl ModelStep {
+    /// With a column that takes an output of the model; without any the step adds all outputs.
+    pub fn column(mut self, column: impl Into<String>, output: impl Into<String>) -> Self {
+        let columns = self.output.get_or_insert_with(|| Spanned::bare(indexmap::IndexMap::new()));
+        columns.value.insert(normalize(&column.into()), Spanned::bare(output.into()));
+        self
+    }
+
+    /// Where it runs.
+    pub fn device(mut self, device: ModelDevice) -> Self {
+        self.device = some(device);
+        self
     }
 }
 

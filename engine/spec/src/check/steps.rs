@@ -38,6 +38,15 @@ impl Checker<'_> {
                 }
             }
             StepKind::Python(_) => {}
+            StepKind::Gpu(gpu) => self.template(&gpu.top_k.corpus),
+            StepKind::Model(model) => {
+                self.template(&model.file);
+                if let Some((tensor, _)) = model.inputs.iter().find(|(_, columns)| columns.is_empty()) {
+                    let message = format!("input `{tensor}` of step `{}` has no columns", step.name.value);
+                    let report = Diagnostic::error(codes::BAD_VALUE, message).at(model.inputs.span, "");
+                    self.report(report.help("name the columns of each input: `inputs: {x: [length, width]}`"));
+                }
+            }
         }
         if let Some(connection) = step.kind.connection()
             && !is_identifier(connection)

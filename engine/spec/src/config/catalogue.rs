@@ -220,6 +220,37 @@ pub const SETTINGS: &[Setting] = &[
         Some("auto"),
         "The most that answers may take on disk. `auto` lets the engine choose.",
     ),
+    setting(
+        "gpu.use",
+        Kind::Word(&["auto", "always", "never", "required"]),
+        Some("auto"),
+        "What steps of class `gpu` do: `auto` takes the GPU where it is faster, `always` for whatever has a kernel, `never` not at all; `required` is `always`, and an error where there is no GPU.",
+    ),
+    setting("gpu.device", Kind::Number(63), Some("0"), "The driver's number of the GPU."),
+    setting(
+        "gpu.memory",
+        Kind::BytesOrAuto,
+        Some("auto"),
+        "The most of the GPU's memory that is taken. `auto` is 85% of what is free at the start.",
+    ),
+    setting(
+        "gpu.launch",
+        Kind::Bytes,
+        Some("128MiB"),
+        "Input that is gathered for one launch; 64 to 256 MiB keep the link busy.",
+    ),
+    setting(
+        "gpu.dir",
+        Kind::PathOrAuto,
+        Some("auto"),
+        "Where compiled kernels and the table of `rowmill gpu bench --save` are kept. `auto` is `gpu` in `state.dir`.",
+    ),
+    setting(
+        "model.library",
+        Kind::PathOrAuto,
+        Some("auto"),
+        "The file of ONNX Runtime (`libonnxruntime.so`), which `model` steps load. `auto` asks `ORT_DYLIB_PATH`, then the system's folders.",
+    ),
 ];
 
 /// The setting of a key.

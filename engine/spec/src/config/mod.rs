@@ -51,6 +51,10 @@ pub struct Config {
     pub cache: Cache,
     /// `python.*`
     pub python: Python,
+    /// `gpu.*`
+    pub gpu: Gpu,
+    /// `model.*`
+    pub model: Model,
     /// `connections.*`, by name.
     pub connections: IndexMap<String, Connection>,
     entries: IndexMap<&'static str, Entry>,
@@ -93,6 +97,28 @@ pub struct Cache {
     pub memory_bytes: Option<u64>,
     /// The most on disk, in bytes.
     pub disk_bytes: Option<u64>,
+}
+
+/// How the GPU is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gpu {
+    /// What steps of class `gpu` do: `auto`, `always`, `never` or `required`.
+    pub usage: &'static str,
+    /// The driver's number of the GPU.
+    pub device: usize,
+    /// The most of its memory, in bytes; `None` lets the engine choose.
+    pub memory_bytes: Option<u64>,
+    /// Input for one launch, in bytes.
+    pub launch_bytes: u64,
+    /// Where kernels and measurements are kept; `None` is in `state.dir`.
+    pub dir: Option<PathBuf>,
+}
+
+/// What `model` steps need.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Model {
+    /// The file of ONNX Runtime; `None` looks for it.
+    pub library: Option<PathBuf>,
 }
 
 /// One value and where it came from.
@@ -331,8 +357,29 @@ impl Config {
             disk_bytes: values.count("cache.disk"),
         };
         let python = Python { interpreter: values.text("python.interpreter").map(PathBuf::from) };
+        let gpu = Gpu {
+            usage: values.word("gpu.use"),
+            device: count("gpu.device").unwrap_or(0),
+            memory_bytes: values.count("gpu.memory"),
+            launch_bytes: values.count("gpu.launch").unwrap_or(128 << 20),
+            dir: values.text("gpu.dir").map(PathBuf::from),
+        };
+        let model = Model { library: values.text("model.library").map(PathBuf::from) };
         let (connections, connection_entries) = (IndexMap::new(), IndexMap::new());
-        Config { execution, output, log, object_store, state, cache, python, connections, entries, connection_entries }
+        Config {
+            execution,
+            output,
+            log,
+            object_store,
+            state,
+            cache,
+            python,
+            gpu,
+            model,
+            connections,
+            entries,
+            connection_entries,
+        }
     }
 }
 

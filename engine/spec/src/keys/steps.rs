@@ -2,7 +2,8 @@
 
 use super::{CLASSES, Key, Shape, Table, key, required};
 use crate::model::{
-    CacheTier, CommandFormat, Effects, FAILURE_CODES, Jitter, Matches, OnMissing, PythonGiven, RowOrder, StepKind,
+    CacheTier, CommandFormat, Effects, FAILURE_CODES, Jitter, Matches, Metric, ModelDevice, OnMissing, PythonGiven,
+    RowOrder, StepKind,
 };
 
 /// What a step takes beside its kind.
@@ -14,6 +15,8 @@ pub(crate) const STEP: Table = Table {
         key("lookup", Shape::Object(&LOOKUP), "A query against a database for each item."),
         key("command", Shape::Object(&COMMAND), "A program of yours, kept running and fed items."),
         key("python", Shape::Object(&PYTHON), "A function of yours, called in processes of its own."),
+        key("gpu", Shape::Object(&GPU), "A similarity search; on a GPU where there is one, else on the CPU."),
+        key("model", Shape::Object(&MODEL), "A model in ONNX."),
         key(
             "effects",
             Shape::Word(Effects::WORDS),
@@ -40,7 +43,7 @@ pub(crate) const STEP: Table = Table {
             Shape::Duration,
             "The longest that an item may take, all attempts and waits together. Not for `sql`.",
         ),
-        key("batch", Shape::Object(&BATCH), "Items that are handed on together. For `lookup`, `command` and `python`."),
+        key("batch", Shape::Object(&BATCH), "Items that are handed on together. Not for `sql` and `http`."),
         key(
             "in_flight",
             Shape::Count(1),
@@ -321,6 +324,54 @@ pub(crate) const PYTHON: Table = Table {
             "Files that a process may have open (`none`).",
         ),
         key("max_answer_bytes", Shape::Size, "Bytes of the largest answer for a group of items (`1GiB`)."),
+    ],
+};
+
+pub(crate) const GPU: Table = Table {
+    what: "a `gpu` step",
+    keys: &[FROM, required("top_k", Shape::Object(&TOP_K), "The rows of a corpus that are most similar to each item.")],
+};
+
+pub(crate) const TOP_K: Table = Table {
+    what: "`top_k` of a `gpu` step",
+    keys: &[
+        required("column", Shape::Text, "The column of embeddings to search with: lists of floats, of one length."),
+        required(
+            "corpus",
+            Shape::Template,
+            "The file of the corpus, Parquet or Arrow IPC; a relative path begins at the workflow's folder.",
+        ),
+        key("corpus_column", Shape::Text, "The corpus's column of embeddings; named as `column` if absent."),
+        key("id", Shape::Text, "The corpus's column that names a row; the row's number, from 0, if absent."),
+        required("k", Shape::Count(1), "Rows for each item at most: `neighbour`, `score` and `rank`, best first."),
+        key(
+            "metric",
+            Shape::Word(Metric::WORDS),
+            "What similar means: the largest cosine or dot product, or the smallest Euclidean distance (`cosine`).",
+        ),
+    ],
+};
+
+pub(crate) const MODEL: Table = Table {
+    what: "a `model` step",
+    keys: &[
+        FROM,
+        required("file", Shape::Template, "The model's file; a relative path begins at the workflow's folder."),
+        required(
+            "inputs",
+            Shape::Map(&Shape::Columns),
+            "The columns of each input of the model: one, or several that stand beside each other in a row.",
+        ),
+        key(
+            "output",
+            Shape::Map(&Shape::Text),
+            "The model's output of each column that the step adds; all outputs, by their own names, if absent.",
+        ),
+        key(
+            "device",
+            Shape::Word(ModelDevice::WORDS),
+            "Where it runs; `cuda` is an error where no GPU is, `auto` takes the CPU there (`cpu`).",
+        ),
     ],
 };
 

@@ -43,9 +43,11 @@ macro_rules! words {
     };
 }
 
+mod computed;
 mod items;
 mod steps;
 
+pub use computed::{GpuStep, Metric, ModelDevice, ModelStep, TopK};
 pub use items::{
     BatchSize, CachePolicy, CacheTier, Effects, FAILURE_CODES, ItemPolicy, Jitter, MaxErrors, OnError, Retry, RowOrder,
 };
@@ -256,11 +258,15 @@ pub enum StepKind {
     Command(Box<CommandStep>),
     /// `python:` a function of a module, called in processes of its own.
     Python(Box<PythonStep>),
+    /// `gpu:` a computation with kernels, such as a similarity search.
+    Gpu(Box<GpuStep>),
+    /// `model:` a model in ONNX.
+    Model(Box<ModelStep>),
 }
 
 impl StepKind {
     /// The keys of all kinds.
-    pub const KEYS: &'static [&'static str] = &["sql", "http", "lookup", "command", "python"];
+    pub const KEYS: &'static [&'static str] = &["sql", "http", "lookup", "command", "python", "gpu", "model"];
 
     /// The key that names this kind in a workflow's text.
     pub fn key(&self) -> &'static str {
@@ -270,6 +276,8 @@ impl StepKind {
             StepKind::Lookup(_) => "lookup",
             StepKind::Command(_) => "command",
             StepKind::Python(_) => "python",
+            StepKind::Gpu(_) => "gpu",
+            StepKind::Model(_) => "model",
         }
     }
 
@@ -281,6 +289,21 @@ impl StepKind {
             StepKind::Lookup(lookup) => Some(&lookup.from),
             StepKind::Command(command) => Some(&command.from),
             StepKind::Python(python) => Some(&python.from),
+            StepKind::Gpu(gpu) => Some(&gpu.from),
+            StepKind::Model(model) => Some(&model.from),
+        }
+    }
+
+    /// The class that it runs in where its step names none.
+    pub fn class(&self) -> ResourceClass {
+        match self {
+            StepKind::Sql(_) => ResourceClass::Cpu,
+            StepKind::Http(_) | StepKind::Lookup(_) | StepKind::Command(_) | StepKind::Python(_) => ResourceClass::Io,
+            StepKind::Gpu(_) => ResourceClass::Gpu,
+            StepKind::Model(model) => match model.device.as_ref().map(|device| device.value) {
+                Some(ModelDevice::Cuda) => ResourceClass::Gpu,
+                _ => ResourceClass::Cpu,
+            },
         }
     }
 
@@ -289,7 +312,9 @@ impl StepKind {
         match self {
             StepKind::Http(http) => Some(&http.connection),
             StepKind::Lookup(lookup) => Some(&lookup.connection),
-            StepKind::Sql(_) | StepKind::Command(_) | StepKind::Python(_) => None,
+            StepKind::Sql(_) | StepKind::Command(_) | StepKind::Python(_) | StepKind::Gpu(_) | StepKind::Model(_) => {
+                None
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Each section of the text has its reader here; what holds for all forms of a workflow (names, references, settings
 //! that fit together) is left to [`crate::check`].
 
+mod computed;
 mod fields;
 mod items;
 mod scalars;

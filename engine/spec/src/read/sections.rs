@@ -251,7 +251,9 @@ fn step_kind(reading: &mut Reading<'_>, fields: &Fields<'_>, name: &Spanned<Stri
             "http" => super::steps::http(reading, key, node, who).map(|http| StepKind::Http(Box::new(http))),
             "lookup" => super::steps::lookup(reading, key, node, who).map(|step| StepKind::Lookup(Box::new(step))),
             "python" => super::steps::python(reading, key, node, who).map(|step| StepKind::Python(Box::new(step))),
-            _ => super::steps::command(reading, key, node, who).map(|step| StepKind::Command(Box::new(step))),
+            "command" => super::steps::command(reading, key, node, who).map(|step| StepKind::Command(Box::new(step))),
+            "gpu" => super::computed::gpu(reading, key, node, who).map(|step| StepKind::Gpu(Box::new(step))),
+            _ => super::computed::model(reading, key, node, who).map(|step| StepKind::Model(Box::new(step))),
         });
     }
     let kinds_listed = listed(keys::KINDS.iter().copied());
@@ -259,7 +261,7 @@ fn step_kind(reading: &mut Reading<'_>, fields: &Fields<'_>, name: &Spanned<Stri
         [] if fields.misspelt(keys::KINDS) => None,
         [] => {
             let report = Diagnostic::error(codes::MISSING_KEY, format!("{who} does not say what it does"))
-                .at(name.span, "`sql`, `http`, `lookup`, `command` or `python` is missing here");
+                .at(name.span, "`sql`, `http`, `lookup`, `command`, `python`, `gpu` or `model` is missing here");
             reading.report(report.help("add `sql: SELECT ...`, or one of the other kinds of steps"));
             None
         }

@@ -16,7 +16,7 @@ use crate::template::Template;
 use crate::types::LogicalType;
 use crate::yaml::{Kind, Node};
 
-fn from(reading: &mut Reading<'_>, fields: &Fields<'_>) -> Option<Spanned<String>> {
+pub(super) fn from(reading: &mut Reading<'_>, fields: &Fields<'_>) -> Option<Spanned<String>> {
     let name = fields.get("from").and_then(|node| reading.text(node, "`from`"))?;
     Some(Spanned::new(normalize(&name.value), name.span))
 }
@@ -62,7 +62,7 @@ fn columns<T>(
 }
 
 /// Where a section stands: its value, or its key where the value takes several lines.
-fn place(key: &Spanned<String>, node: &Node) -> Span {
+pub(super) fn place(key: &Spanned<String>, node: &Node) -> Span {
     if matches!(node.kind, Kind::Scalar(_)) { node.span } else { key.span }
 }
 

@@ -210,6 +210,8 @@ impl Writer {
             StepKind::Lookup(lookup) => self.nested("lookup", |writer| writer.lookup(lookup)),
             StepKind::Command(command) => self.nested("command", |writer| writer.command(command)),
             StepKind::Python(python) => self.nested("python", |writer| writer.python(python)),
+            StepKind::Gpu(gpu) => self.nested("gpu", |writer| writer.gpu(gpu)),
+            StepKind::Model(model) => self.nested("model", |writer| writer.model(model)),
         }
         self.items(&step.items);
         if let Some(class) = &step.resources.class {

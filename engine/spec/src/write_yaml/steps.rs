@@ -5,8 +5,8 @@ use indexmap::IndexMap;
 use super::{Writer, list, path, type_text, word};
 use crate::config::format_bytes;
 use crate::model::{
-    CommandStep, HttpBody, HttpMany, HttpStep, ItemPolicy, JsonTemplate, Limit, LookupStep, MaxErrors, OnError,
-    OutputColumn, PythonStep, ResponseSource, ResultMatch, Retry,
+    CommandStep, GpuStep, HttpBody, HttpMany, HttpStep, ItemPolicy, JsonTemplate, Limit, LookupStep, MaxErrors,
+    ModelStep, OnError, OutputColumn, PythonStep, ResponseSource, ResultMatch, Retry,
 };
 use crate::span::Spanned;
 use crate::template::Template;
@@ -212,6 +212,37 @@ impl Writer {
         self.maybe("open_files", &command.open_files, count);
         self.maybe("file_bytes", &command.file_bytes, size);
         self.maybe("max_answer_bytes", &command.max_answer_bytes, |bytes| format_bytes(bytes.value));
+    }
+
+    pub(super) fn gpu(&mut self, gpu: &GpuStep) {
+        self.line("from", &word(&gpu.from));
+        let top_k = &gpu.top_k.value;
+        self.nested("top_k", |writer| {
+            writer.line("column", &quote(&top_k.column));
+            writer.line("corpus", &path(&top_k.corpus));
+            writer.maybe("corpus_column", &top_k.corpus_column, |column| quote(column));
+            writer.maybe("id", &top_k.id, |column| quote(column));
+            writer.line("k", &top_k.k.value.to_string());
+            writer.maybe("metric", &top_k.metric, |metric| metric.as_str().to_owned());
+        });
+    }
+
+    pub(super) fn model(&mut self, model: &ModelStep) {
+        self.line("from", &word(&model.from));
+        self.line("file", &path(&model.file));
+        self.block("inputs", model.inputs.is_empty(), |writer| {
+            for (tensor, columns) in &model.inputs.value {
+                writer.line(tensor, &names(columns));
+            }
+        });
+        if let Some(output) = &model.output {
+            self.block("output", output.is_empty(), |writer| {
+                for (column, tensor) in &output.value {
+                    writer.line(column, &quote(tensor));
+                }
+            });
+        }
+        self.maybe("device", &model.device, |device| device.as_str().to_owned());
     }
 
     pub(super) fn python(&mut self, python: &PythonStep) {

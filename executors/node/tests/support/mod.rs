@@ -36,7 +36,11 @@ pub(crate) fn handshake() -> Handshake {
 
 /// A scheduler whose times fit tests.
 pub(crate) fn options() -> Options {
-    Options { queue_timeout: Duration::from_secs(60), ..Options::local(handshake()) }
+    Options {
+        queue_timeout: Duration::from_secs(60),
+        executor_timeout: Duration::from_secs(4),
+        ..Options::local(handshake())
+    }
 }
 
 /// The TPC-H tables as Parquet, made once for this process.
@@ -86,7 +90,9 @@ fn write_part(path: &Path, table: &str, part: i32, parts: i32) {
 /// A query of the 22, from the files of the examples.
 pub(crate) fn query(number: u32) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/tpch/reference");
-    std::fs::read_to_string(root.join(format!("q{number:02}.sql"))).unwrap()
+    let text = std::fs::read_to_string(root.join(format!("q{number:02}.sql"))).unwrap();
+    // The share of query 11 hangs on the scale: 0.0001 / 0.01.
+    text.replace("$fraction", "'0.01'")
 }
 
 /// A session that plans for the cluster, with the tables in it.
@@ -191,11 +197,17 @@ pub(crate) fn refused(mut command: Command) -> (Option<i32>, String) {
     (child.wait().unwrap().code(), said)
 }
 
-/// Runs a query on the cluster.
+/// Runs a query on the cluster, again where its result went with its executor.
 pub(crate) async fn on_cluster(scheduler: &Scheduler, context: &Arc<SessionContext>, sql: &str) -> Vec<String> {
-    let plan = plan(context, sql).await;
-    let job = scheduler.submit("test", Arc::clone(context), plan).await.unwrap();
-    let id = job.id().clone();
-    let answer = tokio::time::timeout(Duration::from_secs(90), job.collect()).await;
-    lines(&answer.unwrap_or_else(|_| panic!("job {id} takes too long")).unwrap())
+    for _ in 0..3 {
+        let plan = plan(context, sql).await;
+        let job = scheduler.submit("test", Arc::clone(context), plan).await.unwrap();
+        let id = job.id().clone();
+        let answer = tokio::time::timeout(Duration::from_secs(90), job.collect()).await;
+        match answer.unwrap_or_else(|_| panic!("job {id} takes too long")) {
+            Err(rowmill_scheduler::Error::ResultLost { reason, .. }) => println!("{id} again: {reason}"),
+            other => return lines(&other.unwrap()),
+        }
+    }
+    panic!("the result was lost three times");
 }

@@ -1,0 +1,217 @@
+//! `rowmill cluster up` and `down`: a scheduler and executors on this machine, each a process of its own.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rowmill::Diagnostics;
+use rowmill_cluster::ConnectError;
+use rowmill_wire::name::check_class;
+use rustix::process::Signal;
+
+use super::processes::{Record, prepare};
+use super::{connection, environment, show, token, usage};
+use crate::exit;
+use crate::output::failure;
+use crate::settings::Settings;
+
+/// How long a cluster may take to come up.
+const START: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(100);
+const SCHEDULER: &str = "scheduler";
+/// What a process may take to end after it was killed.
+const KILL: Duration = Duration::from_secs(5);
+
+/// The folder of the cluster on this machine.
+pub(super) fn folder(given: Option<&Path>, settings: &Settings) -> PathBuf {
+    let folder = given.map_or_else(|| settings.state_dir().join("cluster"), Path::to_owned);
+    std::path::absolute(&folder).unwrap_or(folder)
+}
+
+/// Executors to start: their classes (`cpu`, or `cpu+io` for one that serves both) and how many.
+type Wanted = Vec<(String, u32)>;
+
+/// Reads `cpu=2,io=1`.
+fn wanted(text: &str) -> Result<Wanted, Diagnostics> {
+    let help = "write --executors cpu=2,io=1; `cpu+io=1` is one executor that serves both";
+    let mut wanted = Wanted::new();
+    for part in text.split(',') {
+        let (classes, many) = part.split_once('=').unwrap_or((part, "1"));
+        for class in classes.split('+') {
+            check_class(class).map_err(|error| usage(error.to_string(), help))?;
+        }
+        let many = many.parse::<u32>().ok().filter(|many| (1..=256).contains(many));
+        let many = many.ok_or_else(|| usage(format!("`{part}` is no number of executors"), help))?;
+        wanted.push((classes.to_owned(), many));
+    }
+    Ok(wanted)
+}
+
+/// The classes of an executor: those that are said, and `memory` for one that serves `cpu`, where none is said to serve
+/// it: on one machine both have the same memory.
+fn served<'a>(classes: &'a str, wanted: &Wanted) -> Vec<&'a str> {
+    let said = wanted.iter().any(|(classes, _)| classes.split('+').any(|class| class == "memory"));
+    let mut served: Vec<&str> = classes.split('+').collect();
+    if !said && served.contains(&"cpu") {
+        served.push("memory");
+    }
+    served
+}
+
+pub(crate) async fn up(
+    executors: &str,
+    slots: Option<u32>,
+    port: u16,
+    given: Option<&Path>,
+    settings: &Settings,
+) -> u8 {
+    match try_up(executors, slots, port, given, settings).await {
+        Ok(code) => code,
+        Err(reports) => failure(&reports, settings.is_json(), settings.is_colored()),
+    }
+}
+
+async fn try_up(
+    executors: &str,
+    slots: Option<u32>,
+    port: u16,
+    given: Option<&Path>,
+    settings: &Settings,
+) -> Result<u8, Diagnostics> {
+    let wanted = wanted(executors)?;
+    if slots == Some(0) {
+        return Err(usage("an executor without slots runs nothing", "give --slots 1 or more"));
+    }
+    let total: u32 = wanted.iter().map(|(_, many)| many).sum();
+    let cores = u32::try_from(rowmill::options::cores()).unwrap_or(1);
+    let slots = slots.unwrap_or_else(|| (cores / total.max(1)).max(1));
+    let folder = folder(given, settings);
+    prepare(&folder)?;
+    let mut record = match Record::read(&folder)? {
+        Some(record) => record,
+        None => Record { address: free_address(port)?.to_string(), folder, processes: Vec::new() },
+    };
+    let token_file = record.token_file();
+    let common = |name: &str| vec![name.to_owned(), "--token-file".to_owned(), token_file.display().to_string()];
+    let lives = |record: &Record, name: &str| record.processes.iter().any(|own| own.name == name && own.lives());
+    if !lives(&record, SCHEDULER) {
+        let mut arguments = common("scheduler");
+        arguments.extend(["--listen".to_owned(), record.address.clone()]);
+        record.start(SCHEDULER, arguments)?;
+    }
+    for (classes, many) in &wanted {
+        for number in 1..=*many {
+            let name = format!("{classes}-{number}");
+            if lives(&record, &name) {
+                continue;
+            }
+            let mut arguments = common("executor");
+            for class in served(classes, &wanted) {
+                arguments.extend(["--class".to_owned(), class.to_owned()]);
+            }
+            let work_dir = record.folder.join("work").join(&name).display().to_string();
+            arguments.extend(["--slots".to_owned(), slots.to_string(), "--work-dir".to_owned(), work_dir]);
+            arguments.extend(["--scheduler".to_owned(), record.address.clone()]);
+            record.start(&name, arguments)?;
+        }
+    }
+    await_health(&record, settings).await?;
+    if settings.is_json() {
+        println!("{}", serde_json::json!({"address": record.address, "token_file": token_file}));
+    } else {
+        println!("the cluster is up on {}", record.address);
+        println!("run something on it: rowmill run --cluster local WORKFLOW");
+    }
+    Ok(exit::SUCCESS)
+}
+
+/// A port of this machine: the one that is asked for, or a free one for 0.
+fn free_address(port: u16) -> Result<SocketAddr, Diagnostics> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    TcpListener::bind(address).and_then(|listener| listener.local_addr()).map_err(|error| {
+        environment("RM0704", format!("port {port} cannot be used: {error}"), "give another with --port, or --port 0")
+    })
+}
+
+/// Waits until every executor that was started has joined. One that ended says why in its log.
+async fn await_health(record: &Record, settings: &Settings) -> Result<(), Diagnostics> {
+    let token = token(Some(&record.token_file()))?;
+    let cluster = connection(vec![record.address.clone()], token, 1, settings)?;
+    let began = Instant::now();
+    let executors = record.processes.iter().filter(|process| process.name != SCHEDULER).count();
+    loop {
+        if let Some(dead) = record.processes.iter().find(|process| !process.lives()) {
+            let log = record.log(&dead.name);
+            let said = show::last_lines(&log, 3);
+            let message = format!("{} ended at once: {said}", dead.name);
+            return Err(environment("RM0709", message, &format!("its log: {}", log.display())));
+        }
+        let why = match cluster.status().await {
+            Ok(status) if status.executors.len() >= executors => return Ok(()),
+            Ok(status) => format!("{} of {executors} executors have joined", status.executors.len()),
+            Err(ConnectError::Refused(why)) => {
+                return Err(environment("RM0708", why, "another cluster listens there; give another --port"));
+            }
+            Err(ConnectError::Silent(why)) => why,
+        };
+        if began.elapsed() > START {
+            let message = format!("the cluster did not come up in {} s: {why}", START.as_secs());
+            let help = format!("the logs: {}", record.folder.join("logs").display());
+            return Err(environment("RM0709", message, &help));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+pub(crate) async fn down(grace_s: u64, given: Option<&Path>, settings: &Settings) -> u8 {
+    match try_down(Duration::from_secs(grace_s), given, settings).await {
+        Ok(code) => code,
+        Err(reports) => failure(&reports, settings.is_json(), settings.is_colored()),
+    }
+}
+
+async fn try_down(grace: Duration, given: Option<&Path>, settings: &Settings) -> Result<u8, Diagnostics> {
+    let Some(record) = Record::read(&folder(given, settings))? else {
+        println!("there is no cluster here");
+        return Ok(exit::SUCCESS);
+    };
+    // Executors first: while they finish what they run, the scheduler takes it.
+    let (schedulers, executors): (Vec<_>, Vec<_>) =
+        record.processes.iter().partition(|process| process.name == SCHEDULER);
+    for processes in [executors, schedulers] {
+        for process in &processes {
+            process.signal(Signal::TERM);
+            // One that was stopped hears nothing until it goes on.
+            process.signal(Signal::CONT);
+        }
+        let began = Instant::now();
+        for process in &processes {
+            if !process.gone(grace.saturating_sub(began.elapsed())).await {
+                process.signal(Signal::KILL);
+                if !process.gone(KILL).await {
+                    let message = format!("{} (process {}) does not end", process.name, process.pid);
+                    return Err(environment("RM0704", message, "look at what it waits for"));
+                }
+            }
+        }
+    }
+    record.remove()?;
+    println!("the cluster is down; its logs stay in {}", record.folder.join("logs").display());
+    Ok(exit::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn executors_are_counted_by_class() {
+        assert_eq!(wanted("cpu=2,io").unwrap(), vec![("cpu".to_owned(), 2), ("io".to_owned(), 1)]);
+        assert_eq!(wanted("cpu+io=1").unwrap(), vec![("cpu+io".to_owned(), 1)]);
+        assert_eq!(served("cpu+io", &wanted("cpu+io=1").unwrap()), ["cpu", "io", "memory"]);
+        assert_eq!(served("cpu", &wanted("cpu=1,memory=1").unwrap()), ["cpu"]);
+        for wrong in ["", "cpu=0", "CPU=1", "cpu=x", "cpu=1,,io=1", "cpu=100000"] {
+            assert!(wanted(wrong).is_err(), "{wrong}");
+        }
+    }
+}

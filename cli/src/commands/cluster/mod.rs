@@ -1,0 +1,107 @@
+//! `rowmill scheduler`, `rowmill executor`, `rowmill cluster`: the processes of a cluster, and one machine's worth of them.
+
+mod executor;
+mod local;
+mod processes;
+mod scheduler;
+mod show;
+
+use std::path::Path;
+use std::time::Duration;
+
+use rowmill::Diagnostics;
+use rowmill::spec::{Diagnostic, Fault};
+use rowmill_cluster::{Cluster, Options, parse_address};
+use rowmill_wire::handshake::{Handshake, Token};
+
+pub(crate) use executor::executor;
+pub(crate) use local::{down, up};
+pub(crate) use scheduler::scheduler;
+pub(crate) use show::status;
+
+use crate::args::ClusterArguments;
+use crate::settings::Settings;
+
+/// The variable that holds a cluster's token.
+pub(crate) const TOKEN_VARIABLE: &str = "ROWMILL_CLUSTER_TOKEN";
+/// The word for the cluster that `rowmill cluster up` started.
+const LOCAL: &str = "local";
+/// How long a cluster may be silent during a run.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A report of one error.
+fn one(report: Diagnostic) -> Diagnostics {
+    Diagnostics { reports: vec![report], ..Diagnostics::default() }
+}
+
+/// A report that the command line is wrong.
+fn usage(message: impl Into<String>, help: &str) -> Diagnostics {
+    one(Diagnostic::error("RM0420", message).help(help))
+}
+
+/// A report that the machine does not do what it should.
+fn environment(code: &'static str, message: impl Into<String>, help: &str) -> Diagnostics {
+    one(Diagnostic::error(code, message).fault(Fault::Environment).help(help))
+}
+
+/// The token in a file, or else in the environment. Never on the command line, where everybody sees it.
+fn token(file: Option<&Path>) -> Result<Token, Diagnostics> {
+    let help = "give it with --token-file, or in ROWMILL_CLUSTER_TOKEN; `openssl rand -hex 32` prints a good one";
+    let text = match file {
+        Some(path) => std::fs::read_to_string(path).map_err(|error| {
+            let message = format!("the token file {} cannot be read: {error}", path.display());
+            environment("RM0703", message, "check the path and who owns the file")
+        })?,
+        None => std::env::var(TOKEN_VARIABLE).map_err(|_| usage("the cluster's token is missing", help))?,
+    };
+    Token::try_new(&text).map_err(|error| usage(error.to_string(), help))
+}
+
+/// A connection to the cluster that the arguments name; `None` where they name none.
+pub(crate) fn open(arguments: &ClusterArguments, settings: &Settings) -> Result<Option<Cluster>, Diagnostics> {
+    let Some(address) = &arguments.cluster else { return Ok(None) };
+    let (address, token) = match address.as_str() {
+        LOCAL => {
+            let record = processes::Record::read(&local::folder(None, settings))?.ok_or_else(|| {
+                usage("there is no cluster on this machine", "start one: `rowmill cluster up --executors cpu=2`")
+            })?;
+            let file = arguments.token_file.clone().unwrap_or_else(|| record.token_file());
+            (record.address.clone(), token(Some(&file))?)
+        }
+        other => (other.to_owned(), token(arguments.token_file.as_deref())?),
+    };
+    let help = "write --cluster HOST:PORT, or --cluster local for one that `rowmill cluster up` started";
+    let schedulers = parse_address(&address).map_err(|error| usage(error.to_string(), help))?;
+    let partitions = settings.config().execution.partitions.unwrap_or_else(|| settings.threads()).max(2);
+    connection(schedulers, token, partitions, settings).map(Some)
+}
+
+/// A connection to these schedulers.
+fn connection(
+    schedulers: Vec<String>,
+    token: Token,
+    partitions: usize,
+    settings: &Settings,
+) -> Result<Cluster, Diagnostics> {
+    let stores = settings.session_options()?.stores;
+    let handshake = Handshake::new(token);
+    Cluster::try_new(Options { schedulers, handshake, partitions, stores, patience: PATIENCE })
+        .map_err(|error| rowmill::Session::report(&error))
+}
+
+/// Ends when SIGTERM or Ctrl-C comes.
+async fn asked_to_stop() {
+    let terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
+    match terminate {
+        Ok(mut terminate) => {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+        }
+        Err(error) => {
+            tracing::warn!(%error, "SIGTERM cannot be heard");
+            let _ = tokio::signal::ctrl_c().await;
+        }
+    }
+}

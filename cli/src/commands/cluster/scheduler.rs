@@ -1,0 +1,41 @@
+//! `rowmill scheduler`
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rowmill_cluster::stores::Stores;
+use rowmill_scheduler::{Options, Scheduler};
+use rowmill_wire::handshake::Handshake;
+
+use super::{asked_to_stop, environment, token};
+use crate::args::SchedulerArguments;
+use crate::exit;
+use crate::output::failure;
+use crate::settings::Settings;
+
+pub(crate) async fn scheduler(arguments: &SchedulerArguments, settings: &Settings) -> u8 {
+    let refuse = |reports| failure(&reports, settings.is_json(), settings.is_colored());
+    let token = match token(arguments.token_file.as_deref()) {
+        Ok(token) => token,
+        Err(reports) => return refuse(reports),
+    };
+    let stores = match settings.session_options() {
+        Ok(session) => Stores::new(session.stores),
+        Err(reports) => return refuse(reports),
+    };
+    let options = Options {
+        stores: Some(Arc::new(stores)),
+        listen: arguments.listen,
+        host: arguments.host.clone().unwrap_or_else(|| arguments.listen.ip().to_string()),
+        queue_timeout: Duration::from_secs(arguments.queue_timeout_s),
+        ..Options::local(Handshake::new(token))
+    };
+    match Scheduler::start(options).await {
+        Ok(scheduler) => {
+            println!("the scheduler listens on {}", scheduler.address());
+            asked_to_stop().await;
+            exit::SUCCESS
+        }
+        Err(error) => refuse(environment("RM0704", error.to_string(), "choose another address with --listen")),
+    }
+}

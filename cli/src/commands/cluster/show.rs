@@ -1,0 +1,113 @@
+//! `rowmill cluster status`
+
+use std::path::Path;
+
+use rowmill_cluster::ConnectError;
+use rowmill_wire::jobs::StatusResponse;
+
+use super::processes::Record;
+use super::{environment, local, open};
+use crate::args::ClusterArguments;
+use crate::exit;
+use crate::output::failure;
+use crate::settings::Settings;
+
+/// The end of a log, in one line.
+pub(super) fn last_lines(log: &Path, many: usize) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let last = lines.len().saturating_sub(many);
+    lines.get(last..).unwrap_or_default().join("; ")
+}
+
+pub(crate) async fn status(arguments: &ClusterArguments, folder: Option<&Path>, settings: &Settings) -> u8 {
+    let refuse = |reports| failure(&reports, settings.is_json(), settings.is_colored());
+    let local = ClusterArguments {
+        cluster: Some(arguments.cluster.clone().unwrap_or_else(|| "local".to_owned())),
+        token_file: arguments.token_file.clone(),
+    };
+    let record = match Record::read(&local::folder(folder, settings)) {
+        Ok(record) => record.filter(|_| arguments.cluster.is_none()),
+        Err(reports) => return refuse(reports),
+    };
+    let dead: Vec<String> = record
+        .iter()
+        .flat_map(|record| {
+            let dead = record.processes.iter().filter(|process| !process.lives());
+            dead.map(|process| format!("{} has ended; its log: {}", process.name, record.log(&process.name).display()))
+        })
+        .collect();
+    let opened = match (&record, folder) {
+        (Some(record), Some(_)) => open(
+            &ClusterArguments { cluster: Some(record.address.clone()), token_file: Some(record.token_file()) },
+            settings,
+        ),
+        _ => open(&local, settings),
+    };
+    let cluster = match opened {
+        Ok(Some(cluster)) => cluster,
+        Ok(None) => return exit::USAGE,
+        Err(reports) => return refuse(reports),
+    };
+    match cluster.status().await {
+        Ok(status) => {
+            match settings.is_json() {
+                true => println!("{}", json(&status, &dead)),
+                false => print!("{}", text(&status, &dead)),
+            }
+            exit::SUCCESS
+        }
+        Err(error) => {
+            for line in &dead {
+                eprintln!("{line}");
+            }
+            let code = if matches!(error, ConnectError::Refused(_)) { "RM0708" } else { "RM0709" };
+            refuse(environment(code, error.to_string(), "`rowmill cluster up` starts what has ended"))
+        }
+    }
+}
+
+fn text(status: &StatusResponse, dead: &[String]) -> String {
+    let mut lines = vec![format!("{:<44} {:>9}  {:<22} state", "executor", "slots", "address")];
+    for executor in &status.executors {
+        let slots = format!("{}/{}", executor.busy, executor.slots);
+        let state = if executor.draining { "draining" } else { "ready" };
+        lines.push(format!("{:<44} {slots:>9}  {:<22} {state}", executor.name, executor.address));
+    }
+    if status.jobs.is_empty() {
+        lines.push("no jobs".to_owned());
+    }
+    for job in &status.jobs {
+        let waits = match job.waiting {
+            0 => String::new(),
+            many => format!(", {many} partitions wait for {}", job.waiting_for.join(", ")),
+        };
+        lines.push(format!("job {} ({}): {} of {} stages done{waits}", job.id, job.name, job.ended, job.stages));
+    }
+    lines.extend(dead.iter().cloned());
+    lines.iter().map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+fn json(status: &StatusResponse, dead: &[String]) -> serde_json::Value {
+    let executors: Vec<_> = status
+        .executors
+        .iter()
+        .map(|executor| {
+            serde_json::json!({
+                "name": executor.name, "slots": executor.slots, "busy": executor.busy, "address": executor.address,
+                "draining": executor.draining,
+            })
+        })
+        .collect();
+    let jobs: Vec<_> = status
+        .jobs
+        .iter()
+        .map(|job| {
+            serde_json::json!({
+                "id": job.id, "name": job.name, "stages": job.stages, "ended": job.ended, "waiting": job.waiting,
+                "waiting_for": job.waiting_for,
+            })
+        })
+        .collect();
+    serde_json::json!({"executors": executors, "jobs": jobs, "ended": dead})
+}

@@ -1,0 +1,214 @@
+//! `rowmill cluster`: processes on this machine, workflows on them, and what goes wrong.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::{Answer, Scratch};
+
+/// A cluster of its own that is stopped when the test ends.
+struct Cluster {
+    scratch: Scratch,
+}
+
+impl Cluster {
+    fn start(executors: &str) -> Cluster {
+        let cluster = Cluster { scratch: Scratch::new() };
+        cluster.rowmill(&["cluster", "up", "--executors", executors, "--slots", "2", "--port", "0"]).ok();
+        cluster
+    }
+
+    fn command(&self) -> Command {
+        let mut command = self.scratch.command();
+        command.env("ROWMILL_STATE__DIR", self.scratch.path("state"));
+        command
+    }
+
+    #[track_caller]
+    fn rowmill(&self, arguments: &[&str]) -> Answer {
+        // A file takes what is said: a cluster's processes may outlive the command that started them.
+        let (out, err) = (self.scratch.path("said.out"), self.scratch.path("said.err"));
+        let mut command = self.command();
+        command.args(arguments).stdin(Stdio::null());
+        command.stdout(std::fs::File::create(&out).unwrap()).stderr(std::fs::File::create(&err).unwrap());
+        let status = command.status().unwrap();
+        Answer {
+            code: status.code().unwrap_or(-1),
+            out: std::fs::read_to_string(out).unwrap(),
+            err: std::fs::read_to_string(err).unwrap(),
+        }
+    }
+
+    /// The record of the processes.
+    fn record(&self) -> serde_json::Value {
+        let text = std::fs::read_to_string(self.scratch.path("state/cluster/cluster.json")).unwrap();
+        serde_json::from_str(&text).unwrap()
+    }
+
+    fn pid(&self, name: &str) -> rustix::process::Pid {
+        let record = self.record();
+        let processes = record["processes"].as_array().unwrap();
+        let process = processes.iter().find(|process| process["name"] == name).unwrap();
+        rustix::process::Pid::from_raw(i32::try_from(process["pid"].as_i64().unwrap()).unwrap()).unwrap()
+    }
+
+    fn status(&self) -> serde_json::Value {
+        serde_json::from_str(&self.rowmill(&["cluster", "status", "--output", "json"]).ok().out).unwrap()
+    }
+
+    /// Runs `flow.yaml` here and on the cluster; both must say and write the same.
+    #[track_caller]
+    fn compare(&self, flow: &str, results: &[&str]) {
+        self.scratch.write("flow.yaml", flow);
+        let here: serde_json::Value =
+            serde_json::from_str(&self.rowmill(&["run", "flow.yaml", "--output", "json"]).ok().out).unwrap();
+        let expected: Vec<String> = results.iter().map(|name| sorted(&self.scratch, name)).collect();
+        std::fs::remove_dir_all(self.scratch.path("out")).unwrap();
+        let there = self.rowmill(&["run", "flow.yaml", "--cluster", "local", "--output", "json"]).ok();
+        let there: serde_json::Value = serde_json::from_str(&there.out).unwrap();
+        for (name, expected) in results.iter().zip(expected) {
+            assert_eq!(sorted(&self.scratch, name), expected, "{name}");
+        }
+        let rows = |report: &serde_json::Value| -> Vec<(String, u64)> {
+            let steps = report["steps"].as_array().unwrap().iter();
+            steps.map(|step| (step["name"].to_string(), step["rows"].as_u64().unwrap())).collect()
+        };
+        assert_eq!(rows(&there), rows(&here), "steps count the same");
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let _ = self.rowmill(&["cluster", "down", "--grace-s", "1"]);
+    }
+}
+
+/// The lines of a result, sorted.
+fn sorted(scratch: &Scratch, name: &str) -> String {
+    let text = std::fs::read_to_string(scratch.path(name)).unwrap();
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort_unstable();
+    lines.join("\n")
+}
+
+fn orders(scratch: &Scratch) {
+    let mut text = String::from("id,customer,amount,day\n");
+    for id in 0..5_000 {
+        text += &format!("{id},c{},{}.25,2026-01-{:02}\n", id % 97, id % 1_000, id % 28 + 1);
+    }
+    scratch.write("orders.csv", text);
+    let names: String =
+        (0..90).map(|at| format!("{{\"customer\": \"c{at}\", \"country\": \"l{}\"}}\n", at % 7)).collect();
+    scratch.write("customers.jsonl", names);
+}
+
+const FLOW: &str = "\
+rowmill: 1
+name: countries
+sources:
+  orders: {path: orders.csv}
+  customers: {path: customers.jsonl}
+steps:
+  large: {sql: \"SELECT * FROM orders WHERE amount > 100\"}
+  joined: {sql: \"SELECT o.*, c.country FROM large o LEFT JOIN customers c ON o.customer = c.customer\"}
+  totals:
+    sql: |
+      SELECT country, count(*) AS orders, sum(amount) AS amount, max(day) AS last
+      FROM joined GROUP BY country
+  ranked: {sql: \"SELECT *, rank() OVER (ORDER BY amount DESC) AS place FROM totals ORDER BY place\"}
+  rare:
+    sql: SELECT id, amount FROM orders WHERE customer NOT IN (SELECT customer FROM customers) ORDER BY id LIMIT 20
+sinks:
+  ranked: {from: ranked, path: out/ranked.csv}
+  rare: {from: rare, path: out/rare.csv}
+";
+
+#[test]
+fn workflows_give_on_a_cluster_what_they_give_here() {
+    let cluster = Cluster::start("cpu=2,io=1");
+    orders(&cluster.scratch);
+    let status = cluster.status();
+    assert_eq!(status["executors"].as_array().unwrap().len(), 3, "{status}");
+    cluster.compare(FLOW, &["out/ranked.csv", "out/rare.csv"]);
+    // A class of its own, a step that is read twice, and what a cluster does not run.
+    let flow = FLOW.replace("  totals:\n", "  totals:\n    resources: {class: io}\n").replace(
+        "  rare:\n    sql: SELECT id,",
+        "  again: {sql: \"SELECT count(*) AS n, random() < 2 AS yes FROM large\"}\n  rare:\n    sql: SELECT id,",
+    ) + "  again: {from: again, path: out/again.csv}\n";
+    cluster.compare(&flow, &["out/ranked.csv", "out/rare.csv", "out/again.csv"]);
+    // `explain` says what runs there.
+    let told = cluster.rowmill(&["explain", "flow.yaml", "--cluster", "local"]).ok();
+    assert!(told.out.contains("ClusterExec: class=io") && told.out.contains("ClusterExec: class=cpu"), "{}", told.out);
+    // An error of the data is told as it is here.
+    let broken = FLOW.replace("SELECT * FROM orders WHERE amount > 100", "SELECT *, 1 / (id - 4000) AS x FROM orders");
+    cluster.scratch.write("broken.yaml", broken.replace("o.*, c.country", "o.*, c.country, o.x AS y"));
+    let here = cluster.rowmill(&["run", "broken.yaml"]).fails(1, &["RM0602", "step `large`"]);
+    let there = cluster.rowmill(&["run", "broken.yaml", "--cluster", "local"]).fails(1, &["RM0602", "step `large`"]);
+    assert_eq!(there.err, here.err);
+    // Nothing is left on the executors, and no slot is taken.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let status = cluster.status();
+        let busy: u64 = status["executors"].as_array().unwrap().iter().map(|one| one["busy"].as_u64().unwrap()).sum();
+        if busy == 0 && status["jobs"].as_array().unwrap().is_empty() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{status}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    cluster.rowmill(&["cluster", "down"]).ok();
+    cluster.rowmill(&["run", "flow.yaml", "--cluster", "local"]).fails(2, &["there is no cluster on this machine"]);
+}
+
+#[test]
+fn a_scheduler_that_dies_under_a_run_costs_time_only() {
+    let cluster = Cluster::start("cpu=1");
+    orders(&cluster.scratch);
+    // Some seconds of work.
+    let flow = FLOW.replace(
+        "SELECT country, count(*) AS orders, sum(amount) AS amount, max(day) AS last\n      FROM joined GROUP BY country",
+        "SELECT a.country, count(*) AS orders, sum(a.amount + b.amount) AS amount, max(a.day) AS last\n      \
+         FROM joined a JOIN joined b ON a.id % 20 = b.id % 20 JOIN orders c ON c.id % 100 = a.id % 100\n      \
+         GROUP BY a.country",
+    );
+    cluster.scratch.write("flow.yaml", &flow);
+    let mut run = cluster.command().args(["run", "flow.yaml", "--cluster", "local"]).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while cluster.status()["jobs"].as_array().unwrap().is_empty() {
+        assert!(Instant::now() < deadline && run.try_wait().unwrap().is_none(), "no job is seen");
+    }
+    rustix::process::kill_process(cluster.pid("scheduler"), rustix::process::Signal::KILL).unwrap();
+    let dead = cluster.rowmill(&["cluster", "status"]);
+    assert_eq!(dead.code, 75, "{}{}", dead.out, dead.err);
+    cluster.rowmill(&["cluster", "up", "--executors", "cpu=1"]).ok();
+    assert!(run.wait().unwrap().success());
+    let there = sorted(&cluster.scratch, "out/ranked.csv");
+    cluster.rowmill(&["run", "flow.yaml"]).ok();
+    assert_eq!(sorted(&cluster.scratch, "out/ranked.csv"), there);
+}
+
+#[test]
+fn a_cluster_refuses_strangers_and_says_why_it_does_not_come_up() {
+    let cluster = Cluster::start("io=1");
+    orders(&cluster.scratch);
+    cluster.scratch.write("flow.yaml", FLOW);
+    let address = cluster.record()["address"].as_str().unwrap().to_owned();
+    cluster.scratch.write("other", "another-token-0123456789abcdef");
+    let run = |arguments: &[&str]| {
+        cluster.rowmill(&[&["run", "flow.yaml", "--cluster", address.as_str()], arguments].concat())
+    };
+    run(&["--token-file", "other"]).fails(75, &["RM0708", "the cluster token is missing or wrong"]);
+    run(&[]).fails(2, &["the cluster's token is missing"]);
+    cluster.rowmill(&["run", "flow.yaml", "--cluster", "a b"]).fails(2, &[]);
+    cluster.rowmill(&["run", "flow.yaml", "--cluster", "local", "--durable"]).fails(2, &["durable"]);
+    cluster.rowmill(&["cluster", "up", "--executors", "GPU=1"]).fails(2, &["`GPU` is not a class"]);
+    let token = cluster.scratch.path("state/cluster/token");
+    assert!(
+        !std::fs::read_to_string(cluster.scratch.path("state/cluster/cluster.json"))
+            .unwrap()
+            .contains(std::fs::read_to_string(&token).unwrap().trim())
+    );
+    // A port that somebody has.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    cluster.rowmill(&["cluster", "up", "--port", &port, "--dir", "elsewhere"]).fails(75, &["cannot be used"]);
+}

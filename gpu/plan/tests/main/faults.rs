@@ -1,0 +1,112 @@
+//! No device, a device that is too small, kernels that do not compile, a device that is lost: the results stay equal.
+use rowmill_gpu_plan::{GpuContext, GpuOptions, GpuRule, GpuUse};
+
+use crate::emulator::{self, Setting};
+use crate::support::{always, assert_same, count, plans, rows, session, text};
+
+const QUERIES: &[&str] = &[
+    "SELECT sum(i64) AS s, count(*) AS n, min(f64) AS m FROM t WHERE i32 > 0",
+    "SELECT i8, sum(i64) AS s FROM t GROUP BY i8",
+    "SELECT id, f64 FROM t ORDER BY f64, id",
+    "SELECT t.id, u.i64 FROM t JOIN u ON t.i8 = u.i8",
+];
+
+fn block_on<F: Future>(future: F) -> F::Output {
+    tokio::runtime::Runtime::new().unwrap().block_on(future)
+}
+
+/// Runs all queries; gives the rows that the device and the CPU took.
+async fn compare(options: GpuOptions) -> (usize, usize) {
+    let gpu = GpuContext::new(options);
+    let context = session(3000, 2, 9);
+    let (mut device, mut cpu) = (0, 0);
+    for sql in QUERIES {
+        let (plan, rewritten) = plans(&context, &gpu, sql).await;
+        let expected = rows(&context, &plan).await.unwrap();
+        let found = rows(&context, &rewritten.plan).await.unwrap();
+        assert_same(&expected, &found, sql);
+        device += count(&rewritten.plan, "gpu_rows");
+        cpu += count(&rewritten.plan, "cpu_rows");
+    }
+    (device, cpu)
+}
+
+#[test]
+fn no_device_changes_nothing_unless_it_is_required() {
+    let _alone = emulator::alone();
+    let _setting = Setting::new("ROWMILL_EMU_INIT", "100");
+    block_on(async {
+        let context = session(100, 2, 1);
+        for usage in [GpuUse::Auto, GpuUse::Always, GpuUse::Never] {
+            let gpu = GpuContext::new(GpuOptions { usage, ..always() });
+            let (plan, rewritten) = plans(&context, &gpu, QUERIES[1]).await;
+            assert_eq!(text(&plan), text(&rewritten.plan));
+            assert_eq!(rewritten.notes.len(), 1);
+            let reason = if usage == GpuUse::Never { "`gpu.use` is `never`" } else { "no GPU is usable here" };
+            assert!(rewritten.notes[0].contains(reason), "{:?}", rewritten.notes);
+        }
+        let gpu = GpuContext::new(GpuOptions { usage: GpuUse::Required, ..always() });
+        let plan = context.sql(QUERIES[0]).await.unwrap().create_physical_plan().await.unwrap();
+        let error = GpuRule::new(gpu).rewrite(plan).unwrap_err().strip_backtrace();
+        assert!(error.contains("`gpu.use` is `required`") && error.contains("no GPU is usable"), "{error}");
+    });
+}
+
+#[test]
+fn a_small_device_takes_halves_or_nothing() {
+    let _alone = emulator::alone();
+    let launch = GpuOptions { launch_bytes: 1 << 20, ..always() };
+    block_on(async {
+        let (device, cpu) = compare(GpuOptions { memory_bytes: Some(160_000), ..launch.clone() }).await;
+        assert!(device > 0, "{device} {cpu}");
+        let (device, cpu) = compare(GpuOptions { memory_bytes: Some(500), ..launch }).await;
+        assert!(device == 0 && cpu > 0, "{device} {cpu}");
+    });
+}
+
+#[test]
+fn kernels_that_do_not_compile_are_done_on_the_cpu() {
+    let _alone = emulator::alone();
+    let _setting = Setting::new("ROWMILL_EMU_CXXFLAGS", "-no-such-flag");
+    block_on(async {
+        let (device, cpu) = compare(always()).await;
+        assert!(device == 0 && cpu > 0, "{device} {cpu}");
+    });
+}
+
+/// Few rows do not pay: by the reckoned thresholds they stay on the CPU, which is seen when they are counted.
+#[test]
+fn small_inputs_stay_on_the_cpu() {
+    let _alone = emulator::alone();
+    block_on(async {
+        let (device, _) = compare(GpuOptions { usage: GpuUse::Auto, ..always() }).await;
+        assert_eq!(device, 0);
+    });
+}
+
+/// A lost device poisons its process, so this runs in one of its own.
+#[test]
+fn a_lost_device_is_given_up() {
+    if std::env::var("ROWMILL_TEST_POISON").is_err() {
+        let status = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "faults::a_lost_device_is_given_up"])
+            .env("ROWMILL_TEST_POISON", "1")
+            .env("ROWMILL_EMU_FAIL_LAUNCH", "1")
+            .status()
+            .unwrap();
+        assert!(status.success());
+        return;
+    }
+    let _alone = emulator::alone();
+    block_on(async {
+        let gpu = GpuContext::new(always());
+        let context = session(500, 1, 3);
+        let (plan, rewritten) = plans(&context, &gpu, QUERIES[0]).await;
+        assert!(text(&rewritten.plan).contains("Gpu"));
+        let expected = rows(&context, &plan).await.unwrap();
+        assert_same(&expected, &rows(&context, &rewritten.plan).await.unwrap(), "lost");
+        assert!(gpu.device().is_err_and(|reason| reason.contains("lost")));
+        let (_, rewritten) = plans(&context, &gpu, QUERIES[0]).await;
+        assert!(!text(&rewritten.plan).contains("Gpu"));
+    });
+}

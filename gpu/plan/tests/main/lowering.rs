@@ -1,0 +1,148 @@
+//! Generated SQL expressions: what is lowered gives on the device what DataFusion gives, for every row.
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, RecordBatch};
+use arrow::datatypes::{Field, Schema};
+use datafusion::common::ToDFSchema as _;
+use datafusion::prelude::SessionContext;
+use proptest::prelude::*;
+use rowmill_gpu::expr::GpuExpr;
+use rowmill_gpu::ops::project::Project;
+use rowmill_gpu_plan::lower::lower;
+
+use crate::data::{self, Random};
+use crate::emulator;
+
+/// An expression of a kind, written in SQL.
+fn expression(random: &mut Random, kind: &str, depth: usize) -> String {
+    let column = |random: &mut Random, names: &[&str]| names[random.below(names.len())].to_owned();
+    let mut sub = |kind: &str| expression(random, kind, depth.saturating_sub(1));
+    if depth == 0 {
+        return match kind {
+            "bool" => column(random, &["bool", "boolb"]),
+            "int" => match random.below(4) {
+                0 => format!("{}", random.below(9)),
+                _ => column(random, &["i8", "i16", "i32", "i64", "i64b", "u8", "u32", "id", "i32b"]),
+            },
+            "decimal" => column(random, &["money", "rate"]),
+            _ => match random.below(4) {
+                0 => "1.5e0".to_owned(),
+                _ => column(random, &["f32", "f64", "f64b"]),
+            },
+        };
+    }
+    match kind {
+        "bool" => {
+            let kinds = ["int", "float", "decimal", "bool"];
+            let of = kinds[Random::new(depth as u64 + 7).below(3)];
+            let (a, b) = (sub(of), sub(of));
+            let (p, q) = (sub("bool"), sub("bool"));
+            match random.below(9) {
+                0 => format!("({a} < {b})"),
+                1 => format!("({a} >= {b})"),
+                2 => format!("({a} = {b})"),
+                3 => format!("({a} <> {b})"),
+                4 => format!("({p} AND {q})"),
+                5 => format!("({p} OR {q})"),
+                6 => format!("(NOT {p})"),
+                7 => format!("({a} IS NULL)"),
+                _ => format!("({a} IS NOT DISTINCT FROM {b})"),
+            }
+        }
+        kind => {
+            let (a, b, p) = (sub(kind), sub(kind), sub("bool"));
+            match random.below(8) {
+                0 => format!("({a} + {b})"),
+                1 => format!("({a} - {b})"),
+                2 => format!("({a} * {b})"),
+                3 if kind != "decimal" => format!("(- {a})"),
+                4 => format!("CASE WHEN {p} THEN {a} ELSE {b} END"),
+                5 => format!("CASE WHEN {p} THEN {a} END"),
+                6 if kind == "int" => format!("CASE WHEN {b} <> 0 THEN {a} % {b} END"),
+                _ if kind == "float" => format!("({a} / {b})"),
+                _ => format!("CAST({a} AS DOUBLE)"),
+            }
+        }
+    }
+}
+
+/// The expression on the device and what DataFusion makes of it; `None` where it is not lowered, or DataFusion fails on a
+/// row (which the device may rightly pass over).
+fn both(sql: &str, batch: &RecordBatch) -> Option<(GpuExpr, ArrayRef)> {
+    let context = SessionContext::new();
+    let schema = batch.schema();
+    let df_schema = schema.clone().to_dfschema().unwrap();
+    let parsed = context.parse_sql_expr(sql, &df_schema).ok()?;
+    let physical = context.create_physical_expr(parsed, &df_schema).ok()?;
+    let lowered = lower(&physical, &schema).ok()?;
+    let expected = physical.evaluate(batch).and_then(|value| value.into_array(batch.num_rows())).ok()?;
+    Some((lowered, expected))
+}
+
+/// Runs all expressions in one kernel.
+fn compare(device: &emulator::Emulated, expressions: Vec<(String, GpuExpr, ArrayRef)>, batch: &RecordBatch) {
+    if expressions.is_empty() {
+        return;
+    }
+    let named = expressions.iter().map(|(sql, lowered, _)| (sql.clone(), lowered.clone())).collect();
+    let project = Project::try_new(&batch.schema(), named).unwrap();
+    let found = project
+        .upload(&device.device, batch)
+        .and_then(|rows| project.run(&device.device, &rows))
+        .and_then(|rows| rows.download(&device.device))
+        .unwrap_or_else(|error| panic!("{:?}: {error}", expressions.iter().map(|e| &e.0).collect::<Vec<_>>()));
+    let fields = expressions.iter().map(|(sql, _, array)| Field::new(sql, array.data_type().clone(), true));
+    let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
+    let expected = RecordBatch::try_new(schema, expressions.into_iter().map(|(_, _, array)| array).collect()).unwrap();
+    data::assert_equal(&expected, &found, "lowered");
+}
+
+#[test]
+fn what_matters_is_lowered() {
+    let device = emulator::device();
+    for rows in [0, 1, 31, 32, 33, 1025] {
+        let batch = data::batch(rows, rows as u64 + 1);
+        let expressions = [
+            "i64 * 2 + i64b",
+            "f64 / f64b",
+            "f32 % 2.5",
+            "CASE WHEN i64b <> 0 THEN i64 % i64b END",
+            "i8 IN (1, 2, 3)",
+            "i16 NOT IN (0, 7, NULL)",
+            "date < DATE '2001-02-03'",
+            "time >= TIMESTAMP '1970-01-01T00:00:00.000002'",
+            "money > 12.34",
+            "money + rate",
+            "CASE i8 WHEN 0 THEN f64 WHEN 1 THEN f64b ELSE 0.5 END",
+            "bool IS DISTINCT FROM boolb",
+            "CAST(i32 AS BIGINT) + u32",
+            "i32 BETWEEN 1 AND 7 OR NOT bool",
+        ];
+        let expressions = expressions.map(|sql| {
+            let (lowered, expected) = both(sql, &batch).unwrap_or_else(|| panic!("`{sql}` is not lowered"));
+            (sql.to_owned(), lowered, expected)
+        });
+        compare(&device, expressions.into(), &batch);
+    }
+}
+
+proptest! {
+    // Each case is compiled.
+    #![proptest_config(ProptestConfig { cases: emulator::cases(5), failure_persistence: None, max_shrink_iters: 0, ..ProptestConfig::default() })]
+
+    #[test]
+    fn lowered_expressions_are_datafusions(seed in any::<u64>(), depth in 1_usize..4, rows in 0_usize..70) {
+        let device = emulator::device();
+        let random = &mut Random::new(seed);
+        let batch = data::batch(rows, seed);
+        let mut expressions = Vec::new();
+        for at in 0..24 {
+            let sql = expression(random, ["bool", "int", "float", "decimal"][at % 4], depth);
+            if let Some((lowered, expected)) = both(&sql, &batch) {
+                expressions.push((sql, lowered, expected));
+            }
+        }
+        prop_assert!(expressions.len() > 3, "hardly anything is lowered");
+        compare(&device, expressions, &batch);
+    }
+}

@@ -1,0 +1,357 @@
+//! Having a cluster run a part of a plan: submit, follow, fetch the result, and again where the cluster failed and not
+//! the plan.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ballista_core::extension::{SessionConfigExt as _, SessionConfigHelperExt as _};
+use ballista_core::optimizer::NotInSubqueryRewrite;
+use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::common::{DataFusionError, Result};
+use datafusion::execution::TaskContext;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::optimizer::OptimizerRule;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::prelude::{SessionConfig, SessionContext};
+use futures::StreamExt as _;
+use parking_lot::Mutex;
+use rowmill_engine::elsewhere::{Elsewhere, Part, Reported};
+use rowmill_spec::{Diagnostic, Fault};
+use rowmill_wire::codec::RowmillCodec;
+use rowmill_wire::files::ResultFile;
+use rowmill_wire::jobs::{BEAT, Event, Finished, Setting, StatusResponse, SubmitRequest, status, submit};
+use tonic::Code;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::exec::Placed;
+use crate::failure;
+use crate::options::Options;
+use crate::place::place;
+use crate::result::{JobResult, Kept, Piece, as_planned};
+use crate::stores::Stores;
+
+/// Silence after which a scheduler is taken as gone.
+const SILENCE: Duration = Duration::from_secs(4 * BEAT.as_secs());
+/// How long connecting may take, and one piece of a result to come.
+const CONNECT: Duration = Duration::from_secs(5);
+const PIECE: Duration = Duration::from_secs(30);
+/// The wait before a part is submitted again, at first and at most.
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+/// How often a part is submitted again that the cluster took and lost.
+const MOST_LOSSES: u32 = 10;
+
+/// Why a cluster is not to be had.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ConnectError {
+    /// Nobody answers; somebody may later.
+    #[error("no scheduler answers: {0}")]
+    Silent(String),
+    /// It answers and refuses: the token or the build is not its own.
+    #[error("the cluster refuses this process: {0}")]
+    Refused(String),
+}
+
+/// A connection to a cluster. Cheap to clone.
+#[derive(Clone)]
+pub struct Cluster {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    options: Options,
+    channel: Mutex<Option<Channel>>,
+    context: Arc<TaskContext>,
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cluster").field("schedulers", &self.inner.options.schedulers).finish_non_exhaustive()
+    }
+}
+
+impl Elsewhere for Cluster {
+    fn configure(&self, config: &mut SessionConfig) {
+        // What one process shares among the operators of a plan does not reach from stage to stage, and what hangs on
+        // who comes first is not the same when a task goes again.
+        let before = Arc::clone(config.options());
+        let own = std::mem::take(config).upgrade_for_ballista();
+        *config = own
+            .with_target_partitions(self.inner.options.partitions.max(1))
+            .with_round_robin_repartition(false)
+            .with_ballista_physical_extension_codec(RowmillCodec::shared());
+        let options = config.options_mut();
+        options.execution.enable_file_stream_work_stealing = false;
+        // Columns are of the types that they have here, and joins are those that were asked for.
+        options.execution.parquet.schema_force_view_types = before.execution.parquet.schema_force_view_types;
+        options.sql_parser.map_string_types_to_utf8view = before.sql_parser.map_string_types_to_utf8view;
+        options.optimizer.prefer_hash_join = before.optimizer.prefer_hash_join;
+    }
+
+    fn rules(&self) -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
+        vec![Arc::new(NotInSubqueryRewrite::new())]
+    }
+
+    fn place(&self, part: Part<'_>, plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+        place(self, part, plan)
+    }
+}
+
+/// How one attempt to have a part run ended.
+enum Ended {
+    /// The cluster is not to be had, or not any more.
+    Silent(String),
+    /// The cluster took the part and lost it or its result.
+    Lost(String),
+    /// It would end so every time.
+    Failed(DataFusionError),
+}
+
+impl Cluster {
+    /// A connection with these options; nothing is sent yet.
+    ///
+    /// # Errors
+    /// DataFusion's, when it has no place for temporary files.
+    pub fn try_new(options: Options) -> Result<Self> {
+        let stores = Arc::new(Stores::new(options.stores.clone()));
+        let runtime = RuntimeEnvBuilder::new().with_object_store_registry(stores).build_arc()?;
+        let config = SessionConfig::new_with_ballista();
+        let context = SessionContext::new_with_config_rt(config, runtime).task_ctx();
+        Ok(Self { inner: Arc::new(Inner { options, channel: Mutex::new(None), context }) })
+    }
+
+    /// What decodes plans here as executors will.
+    pub(crate) fn context(&self) -> Arc<TaskContext> {
+        Arc::clone(&self.inner.context)
+    }
+
+    /// Asks what the cluster is doing, which also shows that it is there and takes us.
+    ///
+    /// # Errors
+    /// It does not answer, or refuses.
+    pub async fn status(&self) -> Result<StatusResponse, ConnectError> {
+        let channel = self.channel().await?;
+        match tokio::time::timeout(SILENCE, status(channel)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(status)) => {
+                self.forget();
+                Err(judge(&status))
+            }
+            Err(_) => {
+                self.forget();
+                Err(ConnectError::Silent("it took the question and gives no answer".to_owned()))
+            }
+        }
+    }
+
+    async fn channel(&self) -> Result<Channel, ConnectError> {
+        let known = self.inner.channel.lock().clone();
+        if let Some(channel) = known {
+            return Ok(channel);
+        }
+        let mut silent = Vec::new();
+        for address in &self.inner.options.schedulers {
+            match connect(&self.inner.options, address).await {
+                Ok(channel) => {
+                    *self.inner.channel.lock() = Some(channel.clone());
+                    return Ok(channel);
+                }
+                Err(ConnectError::Silent(why)) => silent.push(why),
+                Err(refused) => return Err(refused),
+            }
+        }
+        Err(ConnectError::Silent(silent.join("; ")))
+    }
+
+    fn forget(&self) {
+        self.inner.channel.lock().take();
+    }
+
+    /// Has a part run to its end and fetches its result.
+    pub(crate) async fn run(
+        &self,
+        placed: &Placed,
+        partitions: usize,
+        context: &Arc<TaskContext>,
+    ) -> Result<Arc<JobResult>, Arc<DataFusionError>> {
+        let mut sign = Instant::now();
+        let mut wait = FIRST_WAIT;
+        let mut losses = 0;
+        loop {
+            let ended = match self.attempt(placed, partitions, context, &mut sign).await {
+                Ok(result) => return Ok(Arc::new(result)),
+                Err(ended) => ended,
+            };
+            let why = match ended {
+                Ended::Failed(error) => return Err(Arc::new(error)),
+                Ended::Silent(why) => {
+                    self.forget();
+                    why
+                }
+                Ended::Lost(why) => {
+                    losses += 1;
+                    why
+                }
+            };
+            let patience = self.inner.options.patience;
+            if sign.elapsed() > patience || losses > MOST_LOSSES {
+                let message = match losses > MOST_LOSSES {
+                    true => format!("the cluster lost `{}` {losses} times, at last because {why}", placed.name),
+                    false => format!("the cluster gave no sign of life for {} s: {why}", patience.as_secs()),
+                };
+                return Err(Arc::new(environment("RM0709", message, "look at `rowmill cluster status`")));
+            }
+            tracing::warn!(part = placed.name, "submitting again: {why}");
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(LONGEST_WAIT);
+        }
+    }
+
+    async fn attempt(
+        &self,
+        placed: &Placed,
+        partitions: usize,
+        context: &Arc<TaskContext>,
+        sign: &mut Instant,
+    ) -> Result<JobResult, Ended> {
+        let refused = |why: String| {
+            let help = "the token in ROWMILL_CLUSTER_TOKEN and the build of rowmill must be the cluster's";
+            Ended::Failed(environment("RM0708", format!("the cluster refuses this process: {why}"), help))
+        };
+        let channel = match self.channel().await {
+            Ok(channel) => channel,
+            Err(ConnectError::Silent(why)) => return Err(Ended::Silent(why)),
+            Err(ConnectError::Refused(why)) => return Err(refused(why)),
+        };
+        let pairs = context.session_config().to_key_value_pairs();
+        let settings =
+            pairs.into_iter().filter_map(|pair| Some(Setting { key: pair.key, value: pair.value? })).collect();
+        let request = SubmitRequest {
+            name: placed.name.clone(),
+            plan: placed.bytes.clone(),
+            settings,
+            class: placed.class.clone(),
+            slots: 1,
+        };
+        let mut progress = match tokio::time::timeout(SILENCE, submit(channel, request)).await {
+            Ok(Ok(progress)) => progress,
+            Ok(Err(status)) if status.code() == Code::InvalidArgument => {
+                let message = format!("the cluster cannot read the plan: {}", status.message());
+                let report = Diagnostic::error("RM0900", message).fault(Fault::Internal);
+                return Err(Ended::Failed(Reported { report, out_of_memory: false }.into_error()));
+            }
+            Ok(Err(status)) => {
+                return Err(match judge(&status) {
+                    ConnectError::Refused(why) => refused(why),
+                    ConnectError::Silent(why) => Ended::Silent(why),
+                });
+            }
+            Err(_) => return Err(Ended::Silent("it took the plan and gives no answer".to_owned())),
+        };
+        let finished = loop {
+            let event = match tokio::time::timeout(SILENCE, progress.message()).await {
+                Ok(Ok(Some(event))) => event.event,
+                Ok(Ok(None)) => return Err(Ended::Silent("the scheduler stopped".to_owned())),
+                Ok(Err(status)) => return Err(Ended::Silent(status.message().to_owned())),
+                Err(_) => return Err(Ended::Silent(format!("nothing was heard for {} s", SILENCE.as_secs()))),
+            };
+            *sign = Instant::now();
+            match event {
+                Some(Event::Finished(finished)) => break finished,
+                Some(Event::Failed(failed)) => return Err(judge_failure(&failed.reason, failed.unplaced)),
+                Some(Event::Accepted(job)) => tracing::debug!(part = placed.name, job, "accepted"),
+                Some(Event::Beat(_)) | None => {}
+            }
+        };
+        // The stream stays open while the result is read: the cluster keeps the result as long.
+        let result = self.fetch(&finished, placed.plan.schema(), partitions, context).await?;
+        drop(progress);
+        for count in &finished.counted {
+            if let Some(meter) = placed.meters.get(count.step.as_str()) {
+                meter.add_batches(count.rows, count.bytes, count.batches);
+            }
+        }
+        Ok(result)
+    }
+
+    /// Reads all files of a result. Nothing is handed on before everything is here: another attempt may put its rows into
+    /// other partitions.
+    async fn fetch(
+        &self,
+        finished: &Finished,
+        schema: SchemaRef,
+        partitions: usize,
+        context: &Arc<TaskContext>,
+    ) -> Result<JobResult, Ended> {
+        let mut kept: Vec<Kept> = (0..partitions.max(1)).map(|at| Kept::new(&schema, context, at)).collect();
+        let most = kept.len();
+        for file in &finished.files {
+            let file = ResultFile::from(file.clone());
+            let lost = |why: String| Ended::Lost(format!("executor {} does not give a result: {why}", file.executor()));
+            let late = || lost(format!("nothing came for {} s", PIECE.as_secs()));
+            let reading = tokio::time::timeout(PIECE, file.read(&self.inner.options.handshake)).await;
+            let mut rows = reading.map_err(|_| late())?.map_err(|error| lost(error.to_string()))?;
+            let place = kept.get_mut(file.partition() % most);
+            let place = place.ok_or_else(|| lost("it has no place".to_owned()))?;
+            // Once there is no memory left, the rest of the file goes to disk.
+            let mut spilling = None;
+            while let Some(batch) = tokio::time::timeout(PIECE, rows.next()).await.map_err(|_| late())? {
+                let batch = batch.map_err(|error| lost(error.to_string()))?;
+                let batch = as_planned(batch, &schema).map_err(Ended::Failed)?;
+                if spilling.is_none() {
+                    if place.keep(&batch) {
+                        continue;
+                    }
+                    let file = place.spill.create_in_progress_file("results of a cluster");
+                    spilling = Some(file.map_err(Ended::Failed)?);
+                }
+                if let Some(file) = &mut spilling {
+                    file.append_batch(&batch).map_err(Ended::Failed)?;
+                }
+            }
+            if let Some(mut file) = spilling
+                && let Some(file) = file.finish().map_err(Ended::Failed)?
+            {
+                place.pieces.push(Piece::Spilled(file));
+            }
+        }
+        Ok(JobResult { schema, partitions: kept })
+    }
+}
+
+async fn connect(options: &Options, address: &str) -> Result<Channel, ConnectError> {
+    let silent = |error: &dyn std::error::Error| {
+        let cause = error.source().map(ToString::to_string).unwrap_or_default();
+        ConnectError::Silent(format!("{address}: {error} {cause}").trim_end().to_owned())
+    };
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .and_then(|endpoint| options.handshake.endpoint(endpoint))
+        .map_err(|error| silent(&error))?
+        .connect_timeout(CONNECT)
+        .http2_keep_alive_interval(CONNECT)
+        .keep_alive_timeout(CONNECT);
+    endpoint.connect().await.map_err(|error| silent(&error))
+}
+
+fn judge(status: &tonic::Status) -> ConnectError {
+    match status.code() {
+        Code::Unauthenticated | Code::FailedPrecondition => ConnectError::Refused(status.message().to_owned()),
+        _ => ConnectError::Silent(status.message().to_owned()),
+    }
+}
+
+/// What a job's failure means: what an executor reported, a class that nobody serves, or the cluster's own trouble.
+fn judge_failure(reason: &str, unplaced: bool) -> Ended {
+    if let Some(reported) = failure::read(reason) {
+        return Ended::Failed(reported.into_error());
+    }
+    if unplaced {
+        return Ended::Failed(environment("RM0707", reason.to_owned(), "`rowmill cluster status` shows the executors"));
+    }
+    Ended::Lost(reason.trim().to_owned())
+}
+
+fn environment(code: &'static str, message: String, help: &str) -> DataFusionError {
+    let report = Diagnostic::error(code, message).fault(Fault::Environment).help(help);
+    Reported { report, out_of_memory: false }.into_error()
+}
