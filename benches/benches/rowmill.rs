@@ -71,10 +71,10 @@ fn item(criterion: &mut Criterion) {
 }
 
 /// What does running a query as a workflow, with staging and publishing, add? Needs the folder of TPC-H data that
-/// `ROWMILL_TPCH` names (see examples/tpch); passed over without it.
+/// `TPCH_DATA` names (see examples/tpch); passed over without it.
 fn tpch(criterion: &mut Criterion) {
-    let Some(data) = std::env::var_os("ROWMILL_TPCH").map(PathBuf::from) else {
-        eprintln!("tpch: passed over; set ROWMILL_TPCH to a folder made by rowmill-tpchgen");
+    let Some(data) = std::env::var_os("TPCH_DATA").map(PathBuf::from) else {
+        eprintln!("tpch: passed over; set TPCH_DATA to a folder made by rowmill-tpchgen");
         return;
     };
     let runtime = runtime();

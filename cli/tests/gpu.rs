@@ -40,8 +40,8 @@ fn emulated(scratch: &Scratch, arguments: &[&str]) -> Answer {
     let mut command = scratch.command();
     command
         .env("LD_LIBRARY_PATH", libraries())
-        .env("ROWMILL_EMU_INCLUDE", checkout().join("gpu/emulator"))
-        .env("ROWMILL_EMU_CACHE", cache);
+        .env("GPU_EMU_INCLUDE", checkout().join("gpu/emulator"))
+        .env("GPU_EMU_CACHE", cache);
     command.args(arguments).output().unwrap().into()
 }
 

@@ -4,7 +4,7 @@
 // (`__syncthreads`, or any warp-wide operation) and then hands over to the next. Blocks run one after another. So
 // the emulator finds wrong indices, wrong barriers, wrong results and, under AddressSanitizer, accesses out of
 // bounds; it does not find data races between blocks or a missing memory fence. To make a missing barrier show, the
-// order in which the fibers of a block run is a setting: ROWMILL_EMU_ORDER = forward | reverse | a number (seed).
+// order in which the fibers of a block run is a setting: GPU_EMU_ORDER = forward | reverse | a number (seed).
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -101,7 +101,7 @@ static unsigned block_threads() { return block_dim.x * block_dim.y * block_dim.z
 static void set_order(unsigned threads) {
     order.resize(threads);
     for (unsigned i = 0; i < threads; i++) order[i] = i;
-    const char *setting = getenv("ROWMILL_EMU_ORDER");
+    const char *setting = getenv("GPU_EMU_ORDER");
     if (!setting || !strcmp(setting, "forward")) return;
     if (!strcmp(setting, "reverse")) { std::reverse(order.begin(), order.end()); return; }
     uint64_t state = strtoull(setting, nullptr, 10) * 0x9E3779B97F4A7C15ull + 1;
@@ -233,7 +233,7 @@ inline unsigned ballot(bool predicate) {
 #define blockDim (emu::block_dim)
 #define gridDim (emu::grid_dim)
 #define DYNAMIC_SHARED(type, name) type *name = reinterpret_cast<type *>(emu::dynamic_shared_base)
-#define ROWMILL_EMULATED 1
+#define GPU_EMULATED 1
 
 static inline void __syncthreads() { emu::yield(emu::Wait::Block); }
 static inline void __syncwarp(unsigned = ~0u) { emu::yield(emu::Wait::Warp); }

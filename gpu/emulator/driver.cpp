@@ -1,9 +1,9 @@
 // The host side of the emulator: as much of libcuda.so as this project calls, on the CPU's own memory.
 //
 // Settings for the tests (environment):
-//   ROWMILL_EMU_INIT=100          cuInit fails with that code (100: no device)
-//   ROWMILL_EMU_MEMORY_BYTES=N    the device has N bytes
-//   ROWMILL_EMU_FAIL_LAUNCH=N     the Nth launch from now on is an illegal access; it poisons the context, as on a device
+//   GPU_EMU_INIT=100          cuInit fails with that code (100: no device)
+//   GPU_EMU_MEMORY_BYTES=N    the device has N bytes
+//   GPU_EMU_FAIL_LAUNCH=N     the Nth launch from now on is an illegal access; it poisons the context, as on a device
 #include <dlfcn.h>
 #include <chrono>
 #include <cstdio>
@@ -38,7 +38,7 @@ size_t setting(const char *name, size_t otherwise) {
     const char *text = getenv(name);
     return text ? strtoull(text, nullptr, 10) : otherwise;
 }
-size_t memory_bytes() { return setting("ROWMILL_EMU_MEMORY_BYTES", size_t(1) << 31); }
+size_t memory_bytes() { return setting("GPU_EMU_MEMORY_BYTES", size_t(1) << 31); }
 
 Status allocate(DevicePointer *out, size_t bytes) {
     std::lock_guard<std::mutex> guard(lock);
@@ -86,7 +86,7 @@ void *host(DevicePointer p) { return reinterpret_cast<void *>(p); }
 }  // namespace
 
 extern "C" {
-Status cuInit(unsigned) { return Status(setting("ROWMILL_EMU_INIT", 0)); }
+Status cuInit(unsigned) { return Status(setting("GPU_EMU_INIT", 0)); }
 Status cuDriverGetVersion(int *v) { *v = 12090; return SUCCESS; }
 Status cuDeviceGet(int *d, int ordinal) { *d = 0; return ordinal ? INVALID_DEVICE : SUCCESS; }
 Status cuDeviceGetCount(int *n) { *n = 1; return SUCCESS; }
@@ -181,7 +181,7 @@ Status cuLaunchKernel(Handle function, unsigned gx, unsigned gy, unsigned gz, un
     static size_t launches = 0;
     if (poisoned) return ILLEGAL_ADDRESS;
     if (gx * gy * gz == 0 || bx * by * bz == 0 || bx * by * bz > 1024 || shared_bytes > 96 * 1024) return INVALID_VALUE;
-    if (++launches == setting("ROWMILL_EMU_FAIL_LAUNCH", 0)) { poisoned = true; return SUCCESS; }
+    if (++launches == setting("GPU_EMU_FAIL_LAUNCH", 0)) { poisoned = true; return SUCCESS; }
     return static_cast<Function *>(function)->call(arguments, gx, gy, gz, bx, by, bz, shared_bytes) ? LAUNCH_FAILED : SUCCESS;
 }
 Status cuGetErrorName(Status code, const char **text) {

@@ -2,9 +2,9 @@
 // behind cuda_on_cpu.h into a C++ file and has g++ make a shared library of it, kept by a hash of source and flags.
 //
 // Settings (environment):
-//   ROWMILL_EMU_INCLUDE     folder of cuda_on_cpu.h (required)
-//   ROWMILL_EMU_CACHE       folder of the compiled kernels (required)
-//   ROWMILL_EMU_CXXFLAGS    more flags for g++, for example -fsanitize=address
+//   GPU_EMU_INCLUDE     folder of cuda_on_cpu.h (required)
+//   GPU_EMU_CACHE       folder of the compiled kernels (required)
+//   GPU_EMU_CXXFLAGS    more flags for g++, for example -fsanitize=address
 #include <sys/stat.h>
 #include <unistd.h>
 #include <cstdint>
@@ -67,10 +67,10 @@ Status nvrtcCreateProgram(Handle *out, const char *source, const char *, int, co
 Status nvrtcDestroyProgram(Handle *program) { delete static_cast<Program *>(*program); *program = nullptr; return SUCCESS; }
 Status nvrtcCompileProgram(Handle handle, int, const char *const *) {
     auto program = static_cast<Program *>(handle);
-    std::string folder = setting("ROWMILL_EMU_CACHE"), include = setting("ROWMILL_EMU_INCLUDE");
-    if (folder.empty() || include.empty()) { program->log = "ROWMILL_EMU_CACHE and ROWMILL_EMU_INCLUDE must be set"; return INTERNAL; }
+    std::string folder = setting("GPU_EMU_CACHE"), include = setting("GPU_EMU_INCLUDE");
+    if (folder.empty() || include.empty()) { program->log = "GPU_EMU_CACHE and GPU_EMU_INCLUDE must be set"; return INTERNAL; }
     mkdir(folder.c_str(), 0777);
-    std::string flags = "-std=c++17 -O1 -g1 -fno-strict-aliasing -ffp-contract=off -fwrapv -fno-gnu-unique -Wl,-Bsymbolic -w -shared -fPIC " + setting("ROWMILL_EMU_CXXFLAGS");
+    std::string flags = "-std=c++17 -O1 -g1 -fno-strict-aliasing -ffp-contract=off -fwrapv -fno-gnu-unique -Wl,-Bsymbolic -w -shared -fPIC " + setting("GPU_EMU_CXXFLAGS");
     std::string text = as_cpp(program->source);
     std::string base = folder + "/" + hash(text + flags + read_file(include + "/cuda_on_cpu.h"));
     std::string library = base + ".so";

@@ -6,7 +6,7 @@ struct __align__(16) Piece { u32 word[4]; };
 #define PER_PIECE (16 / ITEM_BYTES)
 
 __device__ __forceinline__ f32 half_to_f32(u16 v) {
-#ifdef ROWMILL_EMULATED
+#ifdef GPU_EMULATED
     u32 sign = (u32)(v & 0x8000u) << 16, exponent = (v >> 10) & 31, fraction = v & 1023;
     if (exponent == 31) return __uint_as_float(sign | 0x7f800000u | fraction << 13);
     if (exponent == 0) return __uint_as_float(sign | __float_as_uint((f32)fraction * 5.9604644775390625e-8f));

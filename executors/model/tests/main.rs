@@ -1,5 +1,5 @@
 //! The step through its public API, on a real ONNX Runtime: `tools/install-onnxruntime.sh` brings one. Where there is none
-//! the tests say so and pass, unless `ROWMILL_ONNX=required`.
+//! the tests say so and pass, unless `MODEL_ONNX=required`.
 #![allow(clippy::allow_attributes)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -29,8 +29,8 @@ fn library() -> Option<PathBuf> {
         let files = std::fs::read_dir(capi).ok()?.flatten().map(|entry| entry.path());
         files.into_iter().find(|path| path.to_string_lossy().contains("libonnxruntime.so"))
     });
-    let required = std::env::var("ROWMILL_ONNX").is_ok_and(|value| value == "required");
-    assert!(found.is_some() || !required, "ROWMILL_ONNX is `required`, and there is no ONNX Runtime");
+    let required = std::env::var("MODEL_ONNX").is_ok_and(|value| value == "required");
+    assert!(found.is_some() || !required, "MODEL_ONNX is `required`, and there is no ONNX Runtime");
     if found.is_none() {
         eprintln!("not tested: no ONNX Runtime here; tools/install-onnxruntime.sh brings one");
     }
@@ -231,10 +231,10 @@ async fn what_is_wrong_is_told_while_compiling() {
 /// The library is asked for once in a process, so this runs in a process of its own.
 #[test]
 fn a_library_that_is_not_there_is_an_error() {
-    if std::env::var("ROWMILL_TEST_NO_ONNX").is_err() {
+    if std::env::var("TEST_NO_ONNX").is_err() {
         let status = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "a_library_that_is_not_there_is_an_error"])
-            .env("ROWMILL_TEST_NO_ONNX", "1")
+            .env("TEST_NO_ONNX", "1")
             .env("ORT_DYLIB_PATH", "/nowhere/libonnxruntime.so")
             .status()
             .unwrap();

@@ -46,7 +46,7 @@ fn warps_exchange_as_cuda_says() {
         ("out[t] = __any_sync(~0u, t == 40);", |t| u32::from(t >= 32)),
     ];
     for order in ["forward", "reverse", "12345"] {
-        let _setting = Setting::new("ROWMILL_EMU_ORDER", order);
+        let _setting = Setting::new("GPU_EMU_ORDER", order);
         for (body, expected) in cases {
             let expected: Vec<u32> = (0..64).map(expected).collect();
             assert_eq!(run(&kernel(body), "k", 0).unwrap(), expected, "{body} {order}");
@@ -58,7 +58,7 @@ fn warps_exchange_as_cuda_says() {
 fn barriers_and_atomics_order_the_threads_of_a_block() {
     let _alone = emulator::alone();
     for order in ["forward", "reverse", "7"] {
-        let _setting = Setting::new("ROWMILL_EMU_ORDER", order);
+        let _setting = Setting::new("GPU_EMU_ORDER", order);
         let body = "DYNAMIC_SHARED(unsigned, s); s[t] = t; __syncthreads(); out[t] = s[63 - t];";
         assert_eq!(run(&kernel(body), "k", 256).unwrap(), (0..64).rev().collect::<Vec<_>>());
         let body =
@@ -74,7 +74,7 @@ fn another_order_shows_a_missing_barrier() {
     let body = "__shared__ unsigned n; if (t == 0) n = 0; out[t] = atomicAdd(&n, 1);";
     let forward: Vec<u32> = (0..64).collect();
     assert_eq!(run(&kernel(body), "k", 0).unwrap(), forward);
-    let _setting = Setting::new("ROWMILL_EMU_ORDER", "reverse");
+    let _setting = Setting::new("GPU_EMU_ORDER", "reverse");
     assert_ne!(run(&kernel(body), "k", 0).unwrap(), forward);
 }
 
@@ -90,7 +90,7 @@ fn a_barrier_that_not_all_threads_reach_is_an_error() {
 fn operators_do_not_depend_on_the_order_of_threads() {
     let device = emulator::device();
     for order in ["reverse", "1", "2"] {
-        let _setting = Setting::new("ROWMILL_EMU_ORDER", order);
+        let _setting = Setting::new("GPU_EMU_ORDER", order);
         for keys in [&["i64"][..], &["huge", "bool"]] {
             let query = group_by::query(keys, None, &[Aggregate::count_rows("n")]);
             group_by::check(&device, &query, keys.len(), &data::batch(1500, 4), &format!("{keys:?} {order}"));

@@ -31,7 +31,7 @@ pub(crate) fn cache() -> PathBuf {
 
 /// Whether the tests run under AddressSanitizer (see `sanitizer.rs`).
 pub(crate) fn sanitized() -> bool {
-    env::var("ROWMILL_EMU_CXXFLAGS").is_ok_and(|flags| flags.contains("-fsanitize=address"))
+    env::var("GPU_EMU_CXXFLAGS").is_ok_and(|flags| flags.contains("-fsanitize=address"))
 }
 
 /// How many cases proptest tries: fewer under AddressSanitizer.
@@ -74,8 +74,8 @@ pub(crate) fn install() {
     INSTALLED.get_or_init(|| {
         // SAFETY: no other thread of the test reads the environment yet: every test begins here.
         unsafe {
-            env::set_var("ROWMILL_EMU_INCLUDE", source_folder());
-            env::set_var("ROWMILL_EMU_CACHE", cache().join("kernels"));
+            env::set_var("GPU_EMU_INCLUDE", source_folder());
+            env::set_var("GPU_EMU_CACHE", cache().join("kernels"));
         }
         for (source, name) in [("driver.cpp", "libcuda.so"), ("nvrtc.cpp", "libnvrtc.so")] {
             let path = CString::new(library(source, name).to_str().unwrap()).unwrap();

@@ -12,7 +12,7 @@ use crate::emulator::{self, Setting};
 #[test]
 fn no_device_is_an_error_in_words() {
     let _alone = emulator::alone();
-    let _setting = Setting::new("ROWMILL_EMU_INIT", "100");
+    let _setting = Setting::new("GPU_EMU_INIT", "100");
     let error = probe::probe(0).unwrap_err();
     assert!(matches!(error, Error::NoDevice(_)) && error.falls_back_to_cpu(), "{error}");
     assert!(matches!(Device::open(&DeviceOptions::default()), Err(Error::NoDevice(_))));
@@ -31,7 +31,7 @@ fn a_device_that_is_full_is_out_of_memory_and_gives_everything_back() {
     let _setting;
     let device = {
         let alone = emulator::alone();
-        _setting = Setting::new("ROWMILL_EMU_MEMORY_BYTES", "1000000");
+        _setting = Setting::new("GPU_EMU_MEMORY_BYTES", "1000000");
         drop(alone);
         emulator::open(&DeviceOptions::default())
     };
@@ -109,7 +109,7 @@ fn an_illegal_access_poisons_the_device() {
         let status = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "faults::an_illegal_access_poisons_the_device"])
             .env("ROWMILL_TEST_POISON", "1")
-            .env("ROWMILL_EMU_FAIL_LAUNCH", "1")
+            .env("GPU_EMU_FAIL_LAUNCH", "1")
             .status()
             .unwrap();
         assert!(status.success());

@@ -1,8 +1,8 @@
 //! The real compiler: every kernel, and a generated corpus of fused ones, to machine code for sm_75, sm_80 and sm_90,
 //! without spilled registers. Needs libnvrtc (`tools/install-nvrtc.sh`), no GPU.
 //!
-//! The folder of the library is ROWMILL_NVRTC_LIB, or where the script puts it. Where there is none the test says so and
-//! passes, unless ROWMILL_NVRTC=required.
+//! The folder of the library is GPU_NVRTC_LIB, or where the script puts it. Where there is none the test says so and
+//! passes, unless GPU_NVRTC=required.
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -18,7 +18,7 @@ use crate::{data, expressions, filter_aggregate, group_by, sort_join};
 const ARCHITECTURES: [&str; 3] = ["sm_75", "sm_80", "sm_90"];
 
 fn library_folder() -> Option<PathBuf> {
-    if let Some(folder) = std::env::var_os("ROWMILL_NVRTC_LIB") {
+    if let Some(folder) = std::env::var_os("GPU_NVRTC_LIB") {
         return Some(folder.into());
     }
     let site = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/lib");
@@ -30,7 +30,7 @@ fn library_folder() -> Option<PathBuf> {
 #[test]
 fn every_kernel_compiles_without_spills() {
     let Some(folder) = library_folder() else {
-        assert!(std::env::var("ROWMILL_NVRTC").as_deref() != Ok("required"), "NVRTC is required but not here");
+        assert!(std::env::var("GPU_NVRTC").as_deref() != Ok("required"), "NVRTC is required but not here");
         eprintln!("ignored: no libnvrtc here; tools/install-nvrtc.sh installs it");
         return;
     };
@@ -94,7 +94,7 @@ fn sources() -> Vec<(String, String, Floats)> {
         all.push((format!("top_k item {item} odd"), gpu::source(item, 7, Metric::Dot, 8), Floats::Fused));
     }
     // While working on a kernel: only sources whose name holds this, with their registers.
-    if let Ok(only) = std::env::var("ROWMILL_NVRTC_ONLY") {
+    if let Ok(only) = std::env::var("GPU_NVRTC_ONLY") {
         all.retain(|(name, _, _)| name.contains(&only));
     }
     all
@@ -119,7 +119,7 @@ fn child() {
                     line.split("entry function '").nth(1).and_then(|rest| rest.split('\'').next()).unwrap_or(kernel);
                 if line.contains("spill stores") && !line.contains("0 bytes spill stores, 0 bytes spill loads") {
                     spilled.push(format!("{arch} {name}, {kernel}: {}", line.trim()));
-                } else if std::env::var_os("ROWMILL_NVRTC_ONLY").is_some() && line.contains("registers") {
+                } else if std::env::var_os("GPU_NVRTC_ONLY").is_some() && line.contains("registers") {
                     println!("{arch} {name}, {kernel}: {}", line.trim());
                 }
             }

@@ -13,7 +13,7 @@ fn sanitized(tests: &[&str], extra: &[&str]) -> Option<std::process::Output> {
     let found = Command::new("g++").arg("-print-file-name=libasan.so").output().expect("g++");
     let runtime = String::from_utf8(found.stdout).unwrap().trim().to_owned();
     if !runtime.contains('/') {
-        assert!(std::env::var("ROWMILL_ASAN").as_deref() != Ok("required"), "libasan.so is required but not here");
+        assert!(std::env::var("GPU_ASAN").as_deref() != Ok("required"), "libasan.so is required but not here");
         eprintln!("ignored: g++ has no libasan.so here");
         return None;
     }
@@ -22,7 +22,7 @@ fn sanitized(tests: &[&str], extra: &[&str]) -> Option<std::process::Output> {
         .args(["--test-threads=1"])
         .args(extra)
         .env("LD_PRELOAD", runtime)
-        .env("ROWMILL_EMU_CXXFLAGS", "-fsanitize=address")
+        .env("GPU_EMU_CXXFLAGS", "-fsanitize=address")
         .env("ASAN_OPTIONS", "detect_leaks=0:detect_stack_use_after_return=0")
         .output()
         .unwrap();

@@ -34,7 +34,7 @@ async fn compare(options: GpuOptions) -> (usize, usize) {
 #[test]
 fn no_device_changes_nothing_unless_it_is_required() {
     let _alone = emulator::alone();
-    let _setting = Setting::new("ROWMILL_EMU_INIT", "100");
+    let _setting = Setting::new("GPU_EMU_INIT", "100");
     block_on(async {
         let context = session(100, 2, 1);
         for usage in [GpuUse::Auto, GpuUse::Always, GpuUse::Never] {
@@ -67,7 +67,7 @@ fn a_small_device_takes_halves_or_nothing() {
 #[test]
 fn kernels_that_do_not_compile_are_done_on_the_cpu() {
     let _alone = emulator::alone();
-    let _setting = Setting::new("ROWMILL_EMU_CXXFLAGS", "-no-such-flag");
+    let _setting = Setting::new("GPU_EMU_CXXFLAGS", "-no-such-flag");
     block_on(async {
         let (device, cpu) = compare(always()).await;
         assert!(device == 0 && cpu > 0, "{device} {cpu}");
@@ -91,7 +91,7 @@ fn a_lost_device_is_given_up() {
         let status = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "faults::a_lost_device_is_given_up"])
             .env("ROWMILL_TEST_POISON", "1")
-            .env("ROWMILL_EMU_FAIL_LAUNCH", "1")
+            .env("GPU_EMU_FAIL_LAUNCH", "1")
             .status()
             .unwrap();
         assert!(status.success());

@@ -63,7 +63,7 @@ fn run_seeds(first: u64, count: u64, limit: Duration, one: impl Fn(u64) -> Resul
         }
     });
     if let Some((seed, why)) = failed.into_inner().unwrap() {
-        panic!("seed {seed}: {why}\nagain: ROWMILL_SIM_FIRST={seed} ROWMILL_SIM_SEEDS=1");
+        panic!("seed {seed}: {why}\nagain: SIMULATION_FIRST={seed} SIMULATION_SEEDS=1");
     }
     next.load(Ordering::Relaxed).min(count)
 }
@@ -71,7 +71,7 @@ fn run_seeds(first: u64, count: u64, limit: Duration, one: impl Fn(u64) -> Resul
 /// Ten thousand schedules, or as many as 110 seconds hold.
 #[test]
 fn simulated_schedules_keep_their_promises() {
-    let (first, count) = (setting("ROWMILL_SIM_FIRST", 1), setting("ROWMILL_SIM_SEEDS", 10_000));
+    let (first, count) = (setting("SIMULATION_FIRST", 1), setting("SIMULATION_SEEDS", 10_000));
     let began = Instant::now();
     let total = Mutex::new(world::Seen::default());
     let ran = run_seeds(first, count, Duration::from_secs(110), |seed| {
@@ -96,7 +96,7 @@ fn simulated_schedules_keep_their_promises() {
 
 #[test]
 fn overload_starves_nobody() {
-    let (first, count) = (setting("ROWMILL_SIM_FIRST", 1), setting("ROWMILL_SIM_SEEDS", 2_000));
+    let (first, count) = (setting("SIMULATION_FIRST", 1), setting("SIMULATION_SEEDS", 2_000));
     let ran = run_seeds(first, count, Duration::from_secs(60), |seed| overload::simulate(seed, None));
     println!("overload: seeds {first}..{}", first + ran);
 }

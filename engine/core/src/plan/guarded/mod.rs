@@ -181,13 +181,21 @@ impl Guard {
         rows::assemble(pieces, &self.schema)
     }
 
-    fn record(&self, input: &RecordBatch, ids: &ItemIds, losses: BTreeMap<u32, String>) -> Result<()> {
+    fn record(&self, input: &RecordBatch, ids: &ItemIds, losses: BTreeMap<u32, Arc<str>>) -> Result<()> {
         let Some(begun) = self.begun.get() else {
             return internal_err!("step {} runs and was not begun", self.step);
         };
         let outcome = self.outcome();
-        let failed = |message: String| {
-            Failure::new(FailureCode::BadInput, message, &begun.redactor).sent(Sent::Never).retryable(false)
+        // Rows that fail for one reason share its text, and the failure that is made of it.
+        let mut last: Option<(Arc<str>, Failure)> = None;
+        let mut failed = |message: Arc<str>| match &last {
+            Some((text, failure)) if Arc::ptr_eq(text, &message) => failure.clone(),
+            _ => {
+                let failure = Failure::new(FailureCode::BadInput, &message, &begun.redactor);
+                let failure = failure.sent(Sent::Never).retryable(false);
+                last = Some((message, failure.clone()));
+                failure
+            }
         };
         let losses: Vec<Loss> = losses
             .into_iter()

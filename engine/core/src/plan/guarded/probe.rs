@@ -33,7 +33,7 @@ pub(super) struct Found {
     pub(super) row: u32,
     /// What happened; `None` where the row fails only if the plain expression, which may never evaluate the operation
     /// for it, says so too.
-    pub(super) message: Option<String>,
+    pub(super) message: Option<Arc<str>>,
 }
 
 /// Where probes note what they find.
@@ -134,8 +134,15 @@ impl Probe {
 
     fn note(&self, rows: &[u32], at: usize, message: impl FnOnce() -> String) {
         let Some(row) = rows.get(at) else { return };
-        let message = self.exact.then(|| format!("{}: {}", self.purpose, message()));
+        let message = self.exact.then(|| format!("{}: {}", self.purpose, message()).into());
         self.finds.lock().push(Found { row: *row, message });
+    }
+
+    /// Notes rows that all fail for one reason.
+    fn note_all(&self, rows: &[u32], places: impl Iterator<Item = usize>, reason: &str) {
+        let message: Option<Arc<str>> = self.exact.then(|| format!("{}: {reason}", self.purpose).into());
+        let found = places.filter_map(|at| rows.get(at)).map(|row| Found { row: *row, message: message.clone() });
+        self.finds.lock().extend(found);
     }
 
     /// The values of the arguments as a batch.
@@ -160,15 +167,17 @@ impl Probe {
         let (was, is) = (input.logical_nulls(), made.logical_nulls());
         if count(is.as_ref()) > count(was.as_ref()) {
             let formatter = ArrayFormatter::try_new(input.as_ref(), &FormatOptions::new())?;
-            for at in 0..made.len() {
-                let lost = is.as_ref().is_some_and(|nulls| nulls.is_null(at))
-                    && was.as_ref().is_none_or(|nulls| nulls.is_valid(at));
-                if lost {
-                    self.note(rows, at, || {
-                        let to = logical_name(made.data_type());
-                        format!("cannot convert {} to {to}", quoted(&formatter.value(at).to_string()))
-                    });
-                }
+            let to = logical_name(made.data_type());
+            let null = |nulls: &NullBuffer| !nulls.inner();
+            let lost = match (is.as_ref().map(null), was.as_ref()) {
+                (None, _) => return Ok(made),
+                (Some(is), None) => is,
+                (Some(is), Some(was)) => &is & was.inner(),
+            };
+            for at in lost.set_indices() {
+                self.note(rows, at, || {
+                    format!("cannot convert {} to {to}", quoted(&formatter.value(at).to_string()))
+                });
             }
         }
         Ok(made)
@@ -190,12 +199,11 @@ impl Probe {
         let others: Option<NullBuffer> = (0..values.num_columns())
             .filter(|column| *column != divisor)
             .find_map(|column| values.column(column).logical_nulls());
-        for at in 0..zeros.len() {
-            let is_zero = zeros.is_valid(at) && zeros.value(at);
-            if is_zero && others.as_ref().is_none_or(|nulls| nulls.is_valid(at)) {
-                self.note(rows, at, || "division by zero".to_owned());
-            }
+        let mut failed = zeros.values().clone();
+        for nulls in zeros.nulls().into_iter().chain(others.as_ref()) {
+            failed = &failed & nulls.inner();
         }
+        self.note_all(rows, failed.set_indices(), "division by zero");
         let mut columns = values.columns().to_vec();
         if let Some(column) = columns.get_mut(divisor) {
             *column = nullif(divisors, &zeros)?;

@@ -16,10 +16,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt64Array};
-use arrow::compute::{interleave, take_record_batch};
-use arrow::datatypes::SchemaRef;
-use datafusion::common::{DataFusionError, Result};
+use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions};
+use arrow::buffer::BooleanBuffer;
+use arrow::compute::{filter_record_batch, interleave};
+use arrow::datatypes::{SchemaRef, UInt32Type};
+use datafusion::common::{DataFusionError, Result, internal_err};
 
 use super::chain::{Chain, tracked, untracked};
 use super::probe::{Finds, blames_row, in_words};
@@ -37,7 +38,7 @@ pub(super) enum Sorted {
     /// Nothing failed.
     Clean(RecordBatch),
     /// What was made, and why the other rows were not, by their places.
-    Mixed(Vec<Piece>, BTreeMap<u32, String>),
+    Mixed(Vec<Piece>, BTreeMap<u32, Arc<str>>),
 }
 
 /// Runs a chain over the batches of one partition.
@@ -102,14 +103,7 @@ impl Sorter {
                         losses.entry(found.row).or_insert(message);
                     }
                 }
-                let (rows, sources) = untracked(&made)?;
-                let kept: Vec<u64> = (0..)
-                    .zip(&sources)
-                    .filter(|(_, source)| !out.get(**source as usize).copied().unwrap_or(false))
-                    .map(|(at, _)| at)
-                    .collect();
-                let sources = kept.iter().filter_map(|at| sources.get(*at as usize).copied()).collect();
-                let rows = take_record_batch(&rows, &UInt64Array::from(kept))?;
+                let (rows, sources) = untracked(&without(&made, &out)?)?;
                 pieces.push(Piece { rows, sources });
                 self.halve(batch, &doubtful, &mut pieces, &mut losses)?;
             }
@@ -127,7 +121,7 @@ impl Sorter {
         batch: &RecordBatch,
         rows: &[u32],
         pieces: &mut Vec<Piece>,
-        losses: &mut BTreeMap<u32, String>,
+        losses: &mut BTreeMap<u32, Arc<str>>,
     ) -> Result<()> {
         let mut open = vec![rows];
         while let Some(rows) = open.pop() {
@@ -142,7 +136,7 @@ impl Sorter {
                 Err(error) if !blames_row(&error) => return Err(error),
                 Err(error) => match rows {
                     [row] => {
-                        losses.insert(*row, in_words(&error));
+                        losses.insert(*row, in_words(&error).into());
                     }
                     rows => {
                         let (left, right) = rows.split_at(rows.len() / 2);
@@ -154,6 +148,18 @@ impl Sorter {
         }
         Ok(())
     }
+}
+
+/// The rows of a tracked batch that were made of other rows than those.
+fn without(made: &RecordBatch, out: &[bool]) -> Result<RecordBatch> {
+    let Some(sources) = made.columns().last().and_then(|rows| rows.as_primitive_opt::<UInt32Type>()) else {
+        return internal_err!("the places of rows were lost");
+    };
+    let sources = sources.values();
+    let kept = BooleanBuffer::collect_bool(sources.len(), |at| {
+        !sources.get(at).and_then(|source| out.get(*source as usize)).copied().unwrap_or(false)
+    });
+    Ok(filter_record_batch(made, &BooleanArray::new(kept, None))?)
 }
 
 fn mark(rows: &mut [bool], row: u32) {

@@ -19,6 +19,11 @@ pub async fn changed(files: &[SourceFile], runtime: &RuntimeEnv) -> Option<Strin
     None
 }
 
+/// A tag without what stands around it: Azure's listings leave out the quotes that its headers have.
+fn tag(text: Option<&str>) -> Option<&str> {
+    text.map(|text| text.trim_start_matches("W/").trim_matches('"'))
+}
+
 fn change_of<'a>(file: &'a SourceFile, runtime: &'a RuntimeEnv) -> BoxFuture<'a, Option<String>> {
     async move {
         let store = runtime.object_store(&file.store).ok()?;
@@ -26,7 +31,7 @@ fn change_of<'a>(file: &'a SourceFile, runtime: &'a RuntimeEnv) -> BoxFuture<'a,
             Ok(now) => {
                 let same = now.size == file.meta.size
                     && now.last_modified == file.meta.last_modified
-                    && now.e_tag == file.meta.e_tag;
+                    && tag(now.e_tag.as_deref()) == tag(file.meta.e_tag.as_deref());
                 (!same).then(|| format!("`/{}` was changed while it was read", file.meta.location))
             }
             Err(error) => Some(format!("`/{}` cannot be looked at again: {error}", file.meta.location)),
