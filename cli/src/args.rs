@@ -126,9 +126,10 @@ pub(crate) struct ExecutorArguments {
 pub(crate) enum ClusterAction {
     /// Start a scheduler and executors here; what has ended is started again
     Up {
-        /// Executors by class, such as cpu=2,io=1; cpu+io=1 is one that serves both
-        #[arg(long, value_name = "CLASS=N,..", default_value = "cpu=1")]
-        executors: String,
+        /// Executors by class, such as cpu=2,io=1; cpu+io=1 is one that serves both [default: those that were there, or
+        /// cpu=1]
+        #[arg(long, value_name = "CLASS=N,..")]
+        executors: Option<String>,
         /// Slots of each executor [default: the cores, shared out]
         #[arg(long, value_name = "N")]
         slots: Option<u32>,

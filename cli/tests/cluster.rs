@@ -136,7 +136,8 @@ fn workflows_give_on_a_cluster_what_they_give_here() {
     ) + "  again: {from: again, path: out/again.csv}\n";
     cluster.compare(&flow, &["out/ranked.csv", "out/rare.csv", "out/again.csv"]);
     // `explain` says what runs there.
-    let told = cluster.rowmill(&["explain", "flow.yaml", "--cluster", "local"]).ok();
+    cluster.scratch.write("classes.yaml", FLOW.replace("  totals:\n", "  totals:\n    resources: {class: io}\n"));
+    let told = cluster.rowmill(&["explain", "classes.yaml", "--cluster", "local"]).ok();
     assert!(told.out.contains("ClusterExec: class=io") && told.out.contains("ClusterExec: class=cpu"), "{}", told.out);
     // An error of the data is told as it is here.
     let broken = FLOW.replace("SELECT * FROM orders WHERE amount > 100", "SELECT *, 1 / (id - 4000) AS x FROM orders");

@@ -28,13 +28,14 @@ typedef unsigned __int128 u128;
 #define FAULT_OVERFLOW 2u
 #define FAULT_CAST 4u
 #define FAULT_TABLE_FULL 8u
+#define FAULT_UNORDERED 16u
 
 // ---------------------------------------------------------------- Arrow bitmaps: bit i of byte i / 8
 __device__ __forceinline__ bool bit_at(const u32* bits, u64 row) { return (bits[row >> 5] >> (row & 31)) & 1u; }
 // A column without nulls has no bitmap.
 __device__ __forceinline__ bool valid_at(const u32* bits, u64 row) { return bits == nullptr || bit_at(bits, row); }
 
-// ---------------------------------------------------------------- total order (Arrow compares floats by it)
+// ---------------------------------------------------------------- total order (Arrow sorts floats by it)
 __device__ __forceinline__ u64 ordered(u64 v) { return v; }
 __device__ __forceinline__ u64 ordered(u32 v) { return v; }
 __device__ __forceinline__ u64 ordered(u16 v) { return v; }
@@ -58,10 +59,18 @@ __device__ __forceinline__ u64 ordered(i128 v) { return ordered((i64)v); }
 
 template <class T> __device__ __forceinline__ bool less(T a, T b) { return a < b; }
 template <class T> __device__ __forceinline__ bool same(T a, T b) { return a == b; }
-__device__ __forceinline__ bool less(f64 a, f64 b) { return ordered(a) < ordered(b); }
-__device__ __forceinline__ bool less(f32 a, f32 b) { return ordered(a) < ordered(b); }
-__device__ __forceinline__ bool same(f64 a, f64 b) { return __double_as_longlong(a) == __double_as_longlong(b); }
-__device__ __forceinline__ bool same(f32 a, f32 b) { return __float_as_uint(a) == __float_as_uint(b); }
+// SQL's comparisons: as total order, but that -0.0 equals 0.0.
+__device__ __forceinline__ u64 compared(f64 v) { return ordered(v == 0 ? 0.0 : v); }
+__device__ __forceinline__ u64 compared(f32 v) { return ordered(v == 0 ? 0.0f : v); }
+__device__ __forceinline__ bool less(f64 a, f64 b) { return compared(a) < compared(b); }
+__device__ __forceinline__ bool less(f32 a, f32 b) { return compared(a) < compared(b); }
+__device__ __forceinline__ bool same(f64 a, f64 b) { return compared(a) == compared(b); }
+__device__ __forceinline__ bool same(f32 a, f32 b) { return compared(a) == compared(b); }
+// Values for which min and max of a group hang on the order of the rows: NaN, and one zero beside the other.
+__device__ __forceinline__ u32 unordered(f64 v) {
+    return v != v || (v == 0 && (u64)__double_as_longlong(v) >> 63) ? FAULT_UNORDERED : 0;
+}
+__device__ __forceinline__ u32 unordered(f32 v) { return v != v || (v == 0 && __float_as_uint(v) >> 31) ? FAULT_UNORDERED : 0; }
 
 // ---------------------------------------------------------------- constants: two words each
 template <class T> struct Constant { static __device__ __forceinline__ T get(u64 low, u64) { return (T)low; } };

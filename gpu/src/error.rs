@@ -18,6 +18,10 @@ pub enum DataFault {
     /// A value does not fit the type it is cast to.
     #[error("Cast error: a value does not fit the target type")]
     Cast,
+    /// A NaN or -0.0 where the smallest or largest float of each group was asked for: DataFusion's answer hangs on the
+    /// order of the rows, so the rows are not a mistake but the CPU's to do.
+    #[error("NaN or -0.0 in min or max by group, whose result hangs on the order of the rows")]
+    Unordered,
 }
 
 impl DataFault {
@@ -27,6 +31,7 @@ impl DataFault {
             bits if bits & 1 != 0 => Some(Self::DivideByZero),
             bits if bits & 2 != 0 => Some(Self::Overflow),
             bits if bits & 4 != 0 => Some(Self::Cast),
+            bits if bits & 16 != 0 => Some(Self::Unordered),
             _ => None,
         }
     }
@@ -118,7 +123,9 @@ mod tests {
         assert_eq!(DataFault::from_bits(0), None);
         assert_eq!(DataFault::from_bits(1 | 2), Some(DataFault::DivideByZero));
         assert_eq!(DataFault::from_bits(2 | 4), Some(DataFault::Overflow));
-        assert_eq!(DataFault::from_bits(4), Some(DataFault::Cast));
+        assert_eq!(DataFault::from_bits(4 | 16), Some(DataFault::Cast));
+        assert_eq!(DataFault::from_bits(8), None);
+        assert_eq!(DataFault::from_bits(8 | 16), Some(DataFault::Unordered));
     }
 
     #[test]

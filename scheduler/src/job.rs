@@ -25,6 +25,9 @@ use crate::watch::{Server, Watch};
 /// How long the state of a job that has ended may take to appear, and how often it is looked for.
 const STATE_WAIT: Duration = Duration::from_secs(5);
 const STATE_LOOK: Duration = Duration::from_millis(2);
+/// How long a job that nobody waits for may take to be planned, and how often it is looked for.
+const PLANNING: Duration = Duration::from_secs(120);
+const PLANNING_LOOK: Duration = Duration::from_millis(50);
 
 /// What a job has made.
 #[derive(Debug)]
@@ -166,15 +169,34 @@ impl Job {
     }
 }
 
+/// Cancels a job. One that is being planned has nothing to cancel yet, and would run on for nobody: it is waited for.
+async fn cancel(server: &Server, jobs: &dyn JobState, id: &JobId) {
+    let deadline = tokio::time::Instant::now() + PLANNING;
+    loop {
+        if server.state.task_manager.get_running_job_cache().contains_key(id) {
+            if let Err(error) = server.cancel_job(id.clone()).await {
+                tracing::warn!(job = %id, "the job could not be cancelled: {error}");
+            }
+            return;
+        }
+        let ended = matches!(jobs.get_execution_graph(id).await, Ok(Some(_)));
+        if ended || tokio::time::Instant::now() > deadline {
+            return;
+        }
+        tokio::time::sleep(PLANNING_LOOK).await;
+    }
+}
+
 impl Drop for Job {
     fn drop(&mut self) {
         self.watch.release(&self.id);
-        let (server, id, ended) = (self.server.clone(), self.id.clone(), self.ended);
+        let (server, jobs) = (self.server.clone(), Arc::clone(&self.jobs));
+        let (id, ended) = (self.id.clone(), self.ended);
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             // Nobody waits for it: it ends when it has told everybody, or with the scheduler.
             drop(runtime.spawn(async move {
-                if !ended && let Err(error) = server.cancel_job(id.clone()).await {
-                    tracing::warn!(job = %id, "the job could not be cancelled: {error}");
+                if !ended {
+                    cancel(&server, &*jobs, &id).await;
                 }
                 clean(&server, &id).await;
             }));

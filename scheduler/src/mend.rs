@@ -22,6 +22,8 @@ pub(crate) async fn give_up(server: &Server, executor: String, reason: &str) {
 /// Whether nobody listens where an executor did: its process has died. A process that sleeps or starves still has its
 /// port, and a machine that is gone does not say so; for these there is the timeout.
 pub(crate) async fn is_gone(host: &str, port: u16) -> bool {
+    // Brackets around an IPv6 address belong to URLs.
+    let host = host.trim_start_matches('[').trim_end_matches(']');
     match tokio::time::timeout(PROBE, tokio::net::TcpStream::connect((host, port))).await {
         Ok(Err(error)) => error.kind() == std::io::ErrorKind::ConnectionRefused,
         Ok(Ok(_)) | Err(_) => false,

@@ -45,7 +45,7 @@ pub(crate) async fn dispatch(arguments: Arguments, settings: Settings) -> u8 {
         }
         Command::Cluster { action } => match action {
             ClusterAction::Up { executors, slots, port, dir } => {
-                cluster::up(&executors, slots, port, dir.as_deref(), &settings).await
+                cluster::up(executors.as_deref(), slots, port, dir.as_deref(), &settings).await
             }
             ClusterAction::Status { cluster, dir } => cluster::status(&cluster, dir.as_deref(), &settings).await,
             ClusterAction::Down { grace_s, dir } => cluster::down(grace_s, dir.as_deref(), &settings).await,

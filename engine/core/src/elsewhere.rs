@@ -20,6 +20,8 @@ pub struct Part<'a> {
     pub name: &'a str,
     /// The class that it asks for.
     pub class: &'a str,
+    /// Whether a step of this process reads its rows, so that a part that only reads is as well read here.
+    pub read_here: bool,
 }
 
 /// Somewhere else to run plans.

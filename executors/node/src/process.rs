@@ -37,14 +37,17 @@ use crate::server::TaskServer;
 use crate::tasks::{Tasks, connect};
 use crate::work_dir::WorkDir;
 
+/// The wait before a scheduler is looked for again, at first and at most.
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+const LONGEST_WAIT: Duration = Duration::from_secs(3);
 /// Share of the machine's memory that tasks may reserve when nothing is configured.
 const MEMORY_SHARE: f64 = 0.6;
 
 /// Runs an executor until `stop` says so; then drains and leaves.
 ///
 /// # Errors
-/// A port or the work directory cannot be used, or no scheduler takes it at the start. Later losses of the scheduler are
-/// none: the executor joins again.
+/// A port or the work directory cannot be used, or a scheduler refuses it at the start. One that is silent is waited for,
+/// then and later.
 pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(), Error> {
     let work_dir = WorkDir::take(&options.work_dir)?;
     let (flight, flight_port) = listen(&options, options.flight_port).await?;
@@ -92,11 +95,14 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
 
     let mut member =
         Member { options: &options, metadata, tasks: &tasks, work_dir: &work_dir, channel: None, draining: false };
-    member.join().await?;
+    tokio::pin!(stop);
+    tokio::select! {
+        () = &mut stop => return Ok(()),
+        joined = member.join_when_there() => joined?,
+    }
     println!("executor {} joined: tasks on port {task_port}, results on port {flight_port}", options.name);
     let mut beats = tokio::time::interval(options.heartbeat);
     beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    tokio::pin!(stop);
     loop {
         tokio::select! {
             () = &mut stop => break,
@@ -148,27 +154,54 @@ struct Member<'a> {
 }
 
 impl Member<'_> {
-    /// Registers with the first scheduler that takes it.
-    async fn join(&mut self) -> Result<(), Error> {
-        let mut refusals = Vec::new();
-        for scheduler in &self.options.schedulers {
-            let answer = async {
-                let channel = connect(&self.options.handshake, scheduler).await?;
-                let message = RegisterExecutorParams { metadata: Some(self.metadata.clone()) };
-                let mut client = SchedulerGrpcClient::new(channel.clone());
-                let registered = client.register_executor(message).await;
-                registered.map_err(|status| format!("{scheduler}: {}", status.message()))?;
-                Ok::<Channel, String>(channel)
+    /// Registers with the first scheduler that takes it, and waits for one where none answers yet: machines start in
+    /// any order.
+    async fn join_when_there(&mut self) -> Result<(), Error> {
+        let mut wait = FIRST_WAIT;
+        loop {
+            let silent = match self.join().await? {
+                None => return Ok(()),
+                Some(silent) => silent,
             };
-            match answer.await {
-                Ok(channel) => {
-                    self.channel = Some(channel);
-                    return Ok(());
+            tracing::warn!("no scheduler answers, trying again: {silent}");
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(LONGEST_WAIT);
+        }
+    }
+
+    /// Registers with the first scheduler that takes it; why none answers where none does.
+    ///
+    /// # Errors
+    /// One answers and refuses.
+    async fn join(&mut self) -> Result<Option<String>, Error> {
+        let mut silent = Vec::new();
+        for scheduler in &self.options.schedulers {
+            let channel = match connect(&self.options.handshake, scheduler).await {
+                Ok(channel) => channel,
+                Err(why) => {
+                    silent.push(why);
+                    continue;
                 }
-                Err(why) => refusals.push(why),
+            };
+            let message = RegisterExecutorParams { metadata: Some(self.metadata.clone()) };
+            match SchedulerGrpcClient::new(channel.clone()).register_executor(message).await {
+                Ok(_) => {
+                    self.follow(channel);
+                    return Ok(None);
+                }
+                Err(status) if is_refusal(&status) => {
+                    return Err(Error::Refused(format!("{scheduler}: {}", status.message())));
+                }
+                Err(status) => silent.push(format!("{scheduler}: {}", status.message())),
             }
         }
-        Err(Error::Refused(refusals.join("; ")))
+        Ok(Some(silent.join("; ")))
+    }
+
+    /// This scheduler takes signs of life, and reports go to it.
+    fn follow(&mut self, channel: Channel) {
+        self.tasks.report_to(channel.clone());
+        self.channel = Some(channel);
     }
 
     /// Says that it is alive and what it runs; stops what nobody waits for. A scheduler that forgot it takes it anew.
@@ -212,7 +245,7 @@ impl Member<'_> {
                 tracing::warn!(job, "what is left of the job could not be removed: {error}");
             }
         }
-        self.channel = Some(channel);
+        self.follow(channel);
         Ok(answer.needed)
     }
 
@@ -243,6 +276,14 @@ impl Member<'_> {
     }
 }
 
+/// Whether a scheduler answered and said no; anything else may pass.
+fn is_refusal(status: &tonic::Status) -> bool {
+    matches!(
+        status.code(),
+        tonic::Code::Unauthenticated | tonic::Code::FailedPrecondition | tonic::Code::InvalidArgument
+    )
+}
+
 async fn listen(options: &Options, port: u16) -> Result<(TcpListener, u16), Error> {
     let address = SocketAddr::new(options.listen, port);
     let fail = |source| Error::Listen { address, source };
@@ -263,7 +304,11 @@ fn serve(servers: &mut JoinSet<()>, router: Router, listener: TcpListener) {
 fn registration(options: &Options, flight_port: u16, task_port: u16) -> ExecutorRegistration {
     let config = Arc::new(ExecutorProcessConfig {
         executor_id: options.name.to_string(),
-        external_host: Some(options.host.clone()),
+        // As it stands in a URL.
+        external_host: Some(match options.host.contains(':') && !options.host.starts_with('[') {
+            true => format!("[{}]", options.host),
+            false => options.host.clone(),
+        }),
         port: flight_port,
         grpc_port: task_port,
         ..ExecutorProcessConfig::default()

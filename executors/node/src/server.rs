@@ -39,7 +39,7 @@ impl ExecutorGrpc for TaskServer {
         &self,
         request: Request<LaunchMultiTaskParams>,
     ) -> Result<Response<LaunchMultiTaskResult>, Status> {
-        let LaunchMultiTaskParams { multi_tasks, scheduler_endpoint } = request.into_inner();
+        let LaunchMultiTaskParams { multi_tasks, .. } = request.into_inner();
         let mut failed_jobs = Vec::new();
         for message in multi_tasks {
             let job = message.job_id.clone();
@@ -61,7 +61,7 @@ impl ExecutorGrpc for TaskServer {
             match decoded {
                 Ok(tasks) => {
                     for task in tasks {
-                        self.tasks.start(task, scheduler_endpoint.clone());
+                        self.tasks.start(task);
                     }
                 }
                 Err(error) => {

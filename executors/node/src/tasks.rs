@@ -49,13 +49,13 @@ fn unique_number(stage_attempt: usize, task: usize) -> Option<usize> {
 pub(crate) struct Tasks {
     executor: Arc<Executor>,
     engine: Arc<dyn ExecutionEngine>,
-    handshake: Handshake,
     describe: Option<Describe>,
     /// Runs, or has run and is not reported.
     open: Mutex<HashMap<RunningTask, TaskKey>>,
     /// Tasks that nobody waits for: their reports are not sent.
     dropped: Mutex<std::collections::HashSet<RunningTask>>,
-    schedulers: Mutex<HashMap<String, Channel>>,
+    /// The scheduler that takes its signs of life.
+    scheduler: Mutex<Option<Channel>>,
     threads: Mutex<Option<Runtime>>,
 }
 
@@ -75,11 +75,10 @@ impl Tasks {
         Ok(Self {
             executor,
             engine,
-            handshake: options.handshake.clone(),
             describe: options.describe.clone(),
             open: Mutex::default(),
             dropped: Mutex::default(),
-            schedulers: Mutex::default(),
+            scheduler: Mutex::default(),
             threads: Mutex::new(Some(threads)),
         })
     }
@@ -89,8 +88,14 @@ impl Tasks {
         self.open.lock().keys().cloned().collect()
     }
 
-    /// Begins a task; its status goes to `scheduler`.
-    pub(crate) fn start(self: &Arc<Self>, task: TaskDefinition, scheduler: String) {
+    /// Reports go this way from now on: the one that signs of life go, which is known to lead to the scheduler. The
+    /// address in a message with tasks may be one that only the scheduler's own machine understands.
+    pub(crate) fn report_to(&self, scheduler: Channel) {
+        *self.scheduler.lock() = Some(scheduler);
+    }
+
+    /// Begins a task.
+    pub(crate) fn start(self: &Arc<Self>, task: TaskDefinition) {
         let name = RunningTask {
             job: task.job_id.to_string(),
             stage: task.stage_id as u32,
@@ -108,7 +113,7 @@ impl Tasks {
             threads.spawn(async move {
                 let status = own.run(task).await;
                 // Reporting waits for the network, which is no work for these threads.
-                reports.spawn(async move { own.report(name, status, scheduler).await });
+                reports.spawn(async move { own.report(name, status).await });
             });
         }
     }
@@ -199,10 +204,11 @@ impl Tasks {
             // Tried again, it finds out that the executor is gone, which Ballista knows to mend.
             return FailedTask::from(BallistaError::IoError(std::io::Error::other(error.to_string())));
         }
-        let told = match (&self.describe, &error) {
-            (Some(describe), BallistaError::DataFusionError(error)) => Some(describe(error.as_ref())),
-            _ => None,
-        };
+        let told = self.describe.as_ref().map(|describe| match &error {
+            BallistaError::DataFusionError(error) => describe(error.as_ref()),
+            BallistaError::ArrowError(error) => describe(&DataFusionError::Execution(error.to_string())),
+            other => describe(&DataFusionError::Internal(other.to_string())),
+        });
         let mut failed = FailedTask::from(error);
         if let (Some(told), Some(failed_task::FailedReason::ExecutionError(_))) = (told, &failed.failed_reason) {
             failed.error = told;
@@ -247,14 +253,13 @@ impl Tasks {
     }
 
     /// Reports until the scheduler has taken it, or nobody waits for it any more.
-    async fn report(&self, name: RunningTask, status: TaskStatus, scheduler: String) {
+    async fn report(&self, name: RunningTask, status: TaskStatus) {
         let mut wait = Duration::from_millis(50);
         while !self.dropped.lock().contains(&name) {
-            match self.try_report(&status, &scheduler).await {
+            match self.try_report(&status).await {
                 Ok(()) => break,
                 Err(error) => {
                     tracing::warn!(job = name.job, stage = name.stage, task = name.task, "not reported yet: {error}");
-                    self.schedulers.lock().remove(&scheduler);
                 }
             }
             tokio::time::sleep(wait).await;
@@ -264,8 +269,8 @@ impl Tasks {
         self.open.lock().remove(&name);
     }
 
-    async fn try_report(&self, status: &TaskStatus, scheduler: &str) -> Result<(), String> {
-        let channel = self.channel(scheduler).await?;
+    async fn try_report(&self, status: &TaskStatus) -> Result<(), String> {
+        let channel = self.scheduler.lock().clone().ok_or("no scheduler has taken this executor")?;
         let message = UpdateTaskStatusParams {
             executor_id: self.executor.metadata.id.clone(),
             task_status: vec![status.clone()],
@@ -274,16 +279,6 @@ impl Tasks {
             .max_encoding_message_size(MESSAGE_BYTES)
             .max_decoding_message_size(MESSAGE_BYTES);
         client.update_task_status(message).await.map(|_| ()).map_err(|status| status.to_string())
-    }
-
-    async fn channel(&self, scheduler: &str) -> Result<Channel, String> {
-        let known = self.schedulers.lock().get(scheduler).cloned();
-        if let Some(channel) = known {
-            return Ok(channel);
-        }
-        let channel = connect(&self.handshake, scheduler).await?;
-        self.schedulers.lock().insert(scheduler.to_owned(), channel.clone());
-        Ok(channel)
     }
 }
 

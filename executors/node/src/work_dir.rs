@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
@@ -27,7 +28,7 @@ impl WorkDir {
     pub(crate) fn take(path: &Path) -> Result<Self, Error> {
         let refuse = |reason: String| Error::WorkDir { path: path.to_owned(), reason };
         let io = |error: std::io::Error| refuse(format!("{error}; give another with --work-dir"));
-        fs::create_dir_all(path).map_err(io)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io)?;
         let lock_path = path.join(LOCK);
         if !lock_path.exists() && fs::read_dir(path).map_err(io)?.next().is_some() {
             return Err(refuse("it holds other files; give an empty directory with --work-dir".to_owned()));
@@ -40,6 +41,8 @@ impl WorkDir {
             }
             Err(TryLockError::Error(error)) => return Err(io(error)),
         }
+        // Rows lie here, which are the business of nobody else on this machine.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(io)?;
         let (shuffle, spill) = (path.join(SHUFFLE), path.join(SPILL));
         for folder in [&shuffle, &spill] {
             if folder.exists() {
@@ -104,6 +107,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("work");
         let first = WorkDir::take(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700, "rows are their owner's");
         fs::create_dir_all(first.shuffle().join("job/1")).unwrap();
         assert!(WorkDir::take(&path).unwrap_err().to_string().contains("another executor"));
         drop(first);

@@ -61,6 +61,9 @@ fn lower_node(expr: &Arc<dyn PhysicalExpr>, schema: &Schema) -> Result<GpuExpr, 
         if cast.cast_options().safe {
             return Err(format!("`{cast}` gives null where a value does not fit"));
         }
+        if is_untyped_null(cast.expr()) {
+            return expr::null(cast.cast_type()).map_err(|error| error.to_string());
+        }
         return Ok(lower(cast.expr(), schema)?.cast(cast.cast_type().clone()));
     }
     if let Some(case) = expr.downcast_ref::<CaseExpr>() {
@@ -78,7 +81,7 @@ fn constant(value: &ScalarValue) -> Result<GpuExpr, Reason> {
 }
 
 fn lower_binary(binary: &BinaryExpr, schema: &Schema) -> Result<GpuExpr, Reason> {
-    let (left, right) = (lower(binary.left(), schema)?, lower(binary.right(), schema)?);
+    let (left, right) = operands(binary.left(), binary.right(), schema)?;
     let op = match binary.op() {
         Operator::Plus => BinaryOp::Add,
         Operator::Minus => BinaryOp::Subtract,
@@ -100,6 +103,30 @@ fn lower_binary(binary: &BinaryExpr, schema: &Schema) -> Result<GpuExpr, Reason>
     Ok(left.binary(op, right))
 }
 
+/// Two operands of one operator. A null without a type takes that of the other operand.
+fn operands(
+    left: &Arc<dyn PhysicalExpr>,
+    right: &Arc<dyn PhysicalExpr>,
+    schema: &Schema,
+) -> Result<(GpuExpr, GpuExpr), Reason> {
+    if is_untyped_null(left) {
+        let right = lower(right, schema)?;
+        return Ok((null_like(&right, schema)?, right));
+    }
+    let left = lower(left, schema)?;
+    let right = if is_untyped_null(right) { null_like(&left, schema)? } else { lower(right, schema)? };
+    Ok((left, right))
+}
+
+fn is_untyped_null(expr: &Arc<dyn PhysicalExpr>) -> bool {
+    expr.downcast_ref::<Literal>().is_some_and(|literal| *literal.value() == ScalarValue::Null)
+}
+
+fn null_like(other: &GpuExpr, schema: &Schema) -> Result<GpuExpr, Reason> {
+    let data_type = other.data_type(schema).map_err(|error| error.to_string())?;
+    expr::null(&data_type).map_err(|error| error.to_string())
+}
+
 /// `left IS NOT DISTINCT FROM right`: never null. Where the two are equal neither is null, and the answer is true.
 fn same(left: GpuExpr, right: GpuExpr) -> GpuExpr {
     let both_null =
@@ -112,6 +139,12 @@ fn same(left: GpuExpr, right: GpuExpr) -> GpuExpr {
 
 fn lower_case(case: &CaseExpr, schema: &Schema) -> Result<GpuExpr, Reason> {
     let base = case.expr().map(|base| lower(base, schema)).transpose()?;
+    if let Some(base) = &base
+        && base.data_type(schema).map_err(|error| error.to_string())?.is_floating()
+    {
+        // Unlike `=`, which takes both zeros for one.
+        return Err("`CASE` over a float tells its zeros apart".into());
+    }
     let mut branches = Vec::with_capacity(case.when_then_expr().len());
     for (when, then) in case.when_then_expr() {
         let when = lower(when, schema)?;
@@ -136,7 +169,8 @@ fn lower_in_list(list: &InListExpr, schema: &Schema) -> Result<GpuExpr, Reason> 
     }
     let mut any: Option<GpuExpr> = None;
     for item in list.list() {
-        let equal = value.clone().binary(BinaryOp::Equal, lower(item, schema)?);
+        let item = if is_untyped_null(item) { null_like(&value, schema)? } else { lower(item, schema)? };
+        let equal = value.clone().binary(BinaryOp::Equal, item);
         any = Some(match any {
             Some(any) => any.binary(BinaryOp::Or, equal),
             None => equal,

@@ -46,6 +46,10 @@ const SILENT: &[&str] = &[
     "UnionExec",
 ];
 
+/// Nodes that do to each partition the same, whatever its number, and keep its order.
+const ONE_BY_ONE: &[&str] =
+    &["ProjectionExec", "FilterExec", "StepExec", "CooperativeExec", "CoalesceBatchesExec", "UnionExec"];
+
 /// The rule for one device.
 #[derive(Debug, Clone)]
 pub struct GpuRule {
@@ -90,7 +94,7 @@ impl GpuRule {
         Ok(Rewritten { plan, notes })
     }
 
-    /// `merged`: the parent takes any number of sorted partitions.
+    /// `merged`: what is above takes any number of sorted partitions.
     fn visit(
         &self,
         plan: Arc<dyn ExecutionPlan>,
@@ -134,7 +138,10 @@ impl GpuRule {
                 restore(taken.plan, plan.output_partitioning())?
             }
         };
-        let merging = plan.name() == "SortPreservingMergeExec";
+        let merging = match plan.name() {
+            "SortPreservingMergeExec" => true,
+            name => merged && ONE_BY_ONE.contains(&name),
+        };
         let children = plan.children().into_iter().cloned().collect::<Vec<_>>();
         let mut changed = false;
         let mut new = Vec::with_capacity(children.len());
@@ -452,7 +459,7 @@ fn kernels(
     let filter = filter.map(|filter| lower(filter, schema)).transpose()?;
     let keys = keys.iter().map(|(key, name)| Ok((name.clone(), lower(key, schema)?)));
     let keys = keys.collect::<Result<Vec<_>, Reason>>()?;
-    let mut aggregates = Vec::new();
+    let (mut aggregates, mut counts_of_averages) = (Vec::new(), BTreeSet::new());
     for (function, only) in functions.iter().zip(filters) {
         let argument = &function.expressions()[0];
         let only = only.as_ref().map(|only| lower(only, schema)).transpose()?;
@@ -475,6 +482,9 @@ fn kernels(
         };
         for part in parts {
             let name = format!("{}_{}", function.name(), aggregates.len());
+            if parts.len() > 1 && *part == AggregateFunction::Count && !keys.is_empty() {
+                counts_of_averages.insert(keys.len() + aggregates.len());
+            }
             aggregates.push(Aggregate { function: *part, argument: argument.clone(), name });
         }
     }
@@ -496,7 +506,10 @@ fn kernels(
     }
     let states = made.fields().iter().zip(output.fields()).enumerate().map(|(from, (made, state))| {
         match StateColumn::fits(made.data_type(), state.data_type()) {
-            true => Ok(StateColumn { from, to: state.data_type().clone() }),
+            true => {
+                let null_for_zero = counts_of_averages.contains(&from);
+                Ok(StateColumn { from, to: state.data_type().clone(), null_for_zero })
+            }
             false => {
                 Err(format!("state `{}` is {}, the kernel gives {}", state.name(), state.data_type(), made.data_type()))
             }

@@ -158,7 +158,7 @@ impl ScalarUDFImpl for VectorTopK {
         let Some(corpus) = self.corpus(corpus, metric)? else {
             return Ok(ColumnarValue::Array(hits(&queries, Vec::new())?));
         };
-        if queries.null_count() == queries.len() {
+        if queries.null_count() == queries.len() || *queries.data_type() == DataType::Null {
             return Ok(ColumnarValue::Array(hits(&queries, Vec::new())?));
         }
         let embeddings = embeddings(&queries, "the query")?;

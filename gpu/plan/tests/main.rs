@@ -13,6 +13,8 @@ mod faults;
 mod lowering;
 #[path = "main/plans.rs"]
 mod plans;
+#[path = "main/random.rs"]
+mod random;
 #[path = "main/support.rs"]
 mod support;
 #[path = "main/vectors.rs"]

@@ -4,7 +4,8 @@
 //!
 //! - integers wrap in `+ - *`; `/` and `%` fail on zero, and on the smallest integer divided by -1;
 //! - decimals are 128 bits and checked, with Hive's rules for precision and scale; floats are IEEE;
-//! - comparisons of floats are IEEE totalOrder: NaN equals itself and is the largest, -0.0 is less than 0.0;
+//! - comparisons of floats are IEEE totalOrder, except that -0.0 equals 0.0: a positive NaN is larger than all numbers, a
+//!   negative one smaller, and each equals itself;
 //! - AND and OR are Kleene's; what cannot change their outcome any more does not fail (division behind a guard);
 //! - casts fail when a value does not fit.
 pub(crate) mod cuda;

@@ -1,10 +1,13 @@
 //! Evaluates a [`GpuExpr`] with Arrow's kernels: the CPU path, and what the kernels are tested against.
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, UInt32Array, new_null_array};
+use arrow::array::{
+    Array, ArrayRef, AsArray, BooleanArray, Float32Array, Float64Array, RecordBatch, UInt32Array, make_array,
+    new_null_array,
+};
 use arrow::compute::kernels::{boolean, cmp, numeric};
 use arrow::compute::{CastOptions, cast_with_options, filter, filter_record_batch, interleave, take};
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, Float32Type, Float64Type};
 
 use super::{BinaryOp, GpuExpr};
 use crate::error::{DataFault, Error, Result};
@@ -56,6 +59,14 @@ pub(crate) fn passing(batch: &RecordBatch, predicate: Option<&GpuExpr>) -> Resul
 }
 
 fn binary(op: BinaryOp, left: &dyn Array, right: &dyn Array) -> Result<ArrayRef> {
+    let zeroed;
+    let (left, right) = match op.is_arithmetic() || op.is_logical() {
+        true => (left, right),
+        false => {
+            zeroed = (one_zero(left), one_zero(right));
+            (zeroed.0.as_ref(), zeroed.1.as_ref())
+        }
+    };
     let (l, r): (&dyn arrow::array::Datum, &dyn arrow::array::Datum) = (&left, &right);
     let compared = match op {
         BinaryOp::Add => return numeric::add_wrapping(l, r).map_err(fault_of),
@@ -73,6 +84,23 @@ fn binary(op: BinaryOp, left: &dyn Array, right: &dyn Array) -> Result<ArrayRef>
         BinaryOp::Or => boolean::or_kleene(left.as_boolean(), right.as_boolean()),
     };
     Ok(Arc::new(compared?))
+}
+
+/// Floats as DataFusion compares them: -0.0 is 0.0, everything else as it is.
+fn one_zero(array: &dyn Array) -> ArrayRef {
+    match array.data_type() {
+        DataType::Float32 => {
+            let zeroed: Float32Array =
+                array.as_primitive::<Float32Type>().unary(|value| if value == 0.0 { 0.0 } else { value });
+            Arc::new(zeroed)
+        }
+        DataType::Float64 => {
+            let zeroed: Float64Array =
+                array.as_primitive::<Float64Type>().unary(|value| if value == 0.0 { 0.0 } else { value });
+            Arc::new(zeroed)
+        }
+        _ => make_array(array.to_data()),
+    }
 }
 
 /// Arrow's errors of the data as faults; the rest as they are.

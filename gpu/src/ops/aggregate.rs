@@ -5,7 +5,9 @@
 //! avg(x), sum(x), count(x)  ──plan──▶  words: [sum of x as f64][rows with an x]     (shared, three outputs)
 //! ```
 //! Types, wrapping and precision are DataFusion's: integer sums wrap in 64 bits, float sums are doubles, decimal sums
-//! wrap in 128 bits, averages of integers are averages of doubles, min and max follow IEEE totalOrder.
+//! wrap in 128 bits, averages of integers are averages of doubles, min and max follow IEEE totalOrder. By group they
+//! follow the order of the rows where there is a NaN or a -0.0; no kernel does, so those fail with
+//! [`DataFault::Unordered`].
 use std::sync::Arc;
 
 use arrow::array::{
@@ -150,13 +152,15 @@ pub(crate) struct AggregatePlan {
     pub(crate) words: Vec<Word>,
     pub(crate) state_words: usize,
     outputs: Vec<Output>,
+    grouped: bool,
     pub(crate) fields: Vec<Field>,
 }
 
 impl AggregatePlan {
     /// Plans `aggregates`; `grouped` leaves out what has no atomic update.
     pub(crate) fn try_new(schema: &Schema, aggregates: &[Aggregate], grouped: bool) -> Result<Self> {
-        let mut plan = Self { arguments: vec![], words: vec![], state_words: 0, outputs: vec![], fields: vec![] };
+        let mut plan =
+            Self { arguments: vec![], words: vec![], state_words: 0, outputs: vec![], grouped, fields: vec![] };
         for aggregate in aggregates {
             plan.add(schema, aggregate, grouped)?;
         }
@@ -272,6 +276,13 @@ impl AggregatePlan {
         (text, argument.valid_text().to_owned())
     }
 
+    /// The fault of a row whose value has no place in the order of `word`, as a statement of CUDA C.
+    pub(crate) fn fault(&self, word: &Word, arguments: &[Value]) -> Option<String> {
+        let argument = arguments.get(word.argument?)?;
+        (self.grouped && word.take == Take::Ordered && argument.physical.is_float())
+            .then(|| format!("if ({}) fault |= unordered({});", argument.valid_text(), argument.value))
+    }
+
     /// The state of no rows.
     pub(crate) fn identity(&self) -> Vec<u64> {
         let mut state = Vec::with_capacity(self.state_words);
@@ -293,7 +304,12 @@ impl AggregatePlan {
     pub(crate) fn accumulate(&self, states: &mut [Vec<u64>], groups: &[u32], arguments: &[ArrayRef]) -> Result<()> {
         for word in &self.words {
             let (values, nulls) = match word.argument.and_then(|at| arguments.get(at)) {
-                Some(array) => (take_values(array.as_ref(), word.take)?, array.nulls()),
+                Some(array) => {
+                    if self.grouped && word.take == Take::Ordered && has_unordered(array.as_ref()) {
+                        return Err(DataFault::Unordered.into());
+                    }
+                    (take_values(array.as_ref(), word.take)?, array.nulls())
+                }
                 None => (vec![1; groups.len()], None),
             };
             for (row, (&group, &value)) in groups.iter().zip(&values).enumerate() {
@@ -411,6 +427,16 @@ fn take_values(array: &dyn Array, take: Take) -> Result<Vec<i128>> {
         Take::Wide => array.as_primitive::<Decimal128Type>().values().to_vec(),
         Take::Ordered => to_ordered(array)?.into_iter().map(i128::from).collect(),
     })
+}
+
+/// Whether an array of floats holds a NaN or a -0.0.
+fn has_unordered(array: &dyn Array) -> bool {
+    let unordered = |value: f64| value.is_nan() || value == 0.0 && value.is_sign_negative();
+    match array.data_type() {
+        DataType::Float32 => array.as_primitive::<Float32Type>().iter().flatten().any(|v| unordered(f64::from(v))),
+        DataType::Float64 => array.as_primitive::<Float64Type>().iter().flatten().any(unordered),
+        _ => false,
+    }
 }
 
 /// Maps values to unsigned words of the same order (floats: IEEE totalOrder). Nulls map to anything.

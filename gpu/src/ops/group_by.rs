@@ -275,6 +275,9 @@ fn write_kernels(
     for word in &plan.words {
         let (op, at) = (word.op.name(), word.offset);
         let (value, condition) = plan.taken(word, &arguments);
+        if let Some(fault) = plan.fault(word, &arguments) {
+            let _ = writeln!(row, "        {fault}");
+        }
         let identity = kernels::identity(word.op);
         let _ = writeln!(identities, "    state[{at}] = {identity};");
         if word.op == WordOp::AddI128 {

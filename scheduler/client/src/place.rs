@@ -38,6 +38,9 @@ use crate::submit::Cluster;
 /// Bytes of a part that is sent. Tables in memory travel in the plan, once for each task.
 const MOST_BYTES: usize = 8 << 20;
 
+/// Operators that the cluster may put on top of a part, or of a stage of it.
+const ON_TOP: usize = 3;
+
 /// Operators that give the same rows when their partitions run apart.
 const OPERATORS: &[&str] = &[
     "AggregateExec",
@@ -63,7 +66,9 @@ const OPERATORS: &[&str] = &[
 
 /// Replaces the largest parts of `plan` that a cluster can run.
 pub(crate) fn place(cluster: &Cluster, part: Part<'_>, plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
-    if let Some(leaf) = leaf(cluster, part, &plan) {
+    if (!part.read_here || does_work(&plan))
+        && let Some(leaf) = leaf(cluster, part, &plan)
+    {
         return Ok(leaf);
     }
     below(cluster, part, plan)
@@ -305,7 +310,20 @@ fn encoded(plan: &Arc<dyn ExecutionPlan>, context: &TaskContext) -> Result<Vec<u
     if bytes.len() > MOST_BYTES {
         return Err(format!("it would take {} bytes to send", bytes.len()));
     }
-    let back = node.try_into_physical_plan(context, codec.as_ref()).map_err(|error| error.strip_backtrace())?;
+    // Read back from the bytes, and from deeper down: a message may be nested only so deep, and the cluster puts its own
+    // operators on top.
+    let mut deeper = Arc::clone(plan);
+    for _ in 0..ON_TOP {
+        deeper = Arc::new(CoalescePartitionsExec::new(deeper));
+    }
+    let mut room = Vec::new();
+    PhysicalPlanNode::try_from_physical_plan(deeper, codec.as_ref())
+        .and_then(|node| node.try_encode(&mut room))
+        .and_then(|()| PhysicalPlanNode::try_decode(&room))
+        .map_err(|error| format!("it is nested too deep to send: {}", error.strip_backtrace()))?;
+    let back = PhysicalPlanNode::try_decode(&bytes)
+        .and_then(|node| node.try_into_physical_plan(context, codec.as_ref()))
+        .map_err(|error| error.strip_backtrace())?;
     let (there, here) = (shown(&back), shown(plan));
     if there != here || back.schema() != plan.schema() {
         return Err(format!("it does not survive the way: {here} became {there}"));

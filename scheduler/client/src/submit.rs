@@ -20,6 +20,7 @@ use rowmill_spec::{Diagnostic, Fault};
 use rowmill_wire::codec::RowmillCodec;
 use rowmill_wire::files::ResultFile;
 use rowmill_wire::jobs::{BEAT, Event, Finished, Setting, StatusResponse, SubmitRequest, status, submit};
+use rowmill_wire::name::ExecutorName;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
@@ -40,6 +41,10 @@ const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 /// How often a part is submitted again that the cluster took and lost.
 const MOST_LOSSES: u32 = 10;
+/// After so many losses for one reason it is taken to come again each time.
+const MOST_EQUAL_LOSSES: u32 = 4;
+/// How long a part may wait before it is asked and told what for.
+const TELL_WAIT: Duration = Duration::from_secs(4);
 
 /// Why a cluster is not to be had.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -177,6 +182,7 @@ impl Cluster {
         let mut sign = Instant::now();
         let mut wait = FIRST_WAIT;
         let mut losses = 0;
+        let mut last = (String::new(), 0);
         loop {
             let ended = match self.attempt(placed, partitions, context, &mut sign).await {
                 Ok(result) => return Ok(Arc::new(result)),
@@ -190,9 +196,15 @@ impl Cluster {
                 }
                 Ended::Lost(why) => {
                     losses += 1;
+                    let kind = without_names(&why);
+                    last = if last.0 == kind { (kind, last.1 + 1) } else { (kind, 1) };
                     why
                 }
             };
+            if last.1 >= MOST_EQUAL_LOSSES {
+                let message = format!("the cluster failed {} times to run `{}`: {why}", last.1, placed.name);
+                return Err(Arc::new(environment("RM0709", message, "the executors' logs say more")));
+            }
             let patience = self.inner.options.patience;
             if sign.elapsed() > patience || losses > MOST_LOSSES {
                 let message = match losses > MOST_LOSSES {
@@ -248,6 +260,7 @@ impl Cluster {
             }
             Err(_) => return Err(Ended::Silent("it took the plan and gives no answer".to_owned())),
         };
+        let (mut job, submitted, mut asked) = (String::new(), Instant::now(), false);
         let finished = loop {
             let event = match tokio::time::timeout(SILENCE, progress.message()).await {
                 Ok(Ok(Some(event))) => event.event,
@@ -259,8 +272,16 @@ impl Cluster {
             match event {
                 Some(Event::Finished(finished)) => break finished,
                 Some(Event::Failed(failed)) => return Err(judge_failure(&failed.reason, failed.unplaced)),
-                Some(Event::Accepted(job)) => tracing::debug!(part = placed.name, job, "accepted"),
-                Some(Event::Beat(_)) | None => {}
+                Some(Event::Accepted(id)) => {
+                    tracing::debug!(part = placed.name, id, "accepted");
+                    job = id;
+                }
+                Some(Event::Beat(_)) | None => {
+                    if !asked && submitted.elapsed() > TELL_WAIT {
+                        asked = true;
+                        self.tell_wait(placed, &job).await;
+                    }
+                }
             }
         };
         // The stream stays open while the result is read: the cluster keeps the result as long.
@@ -272,6 +293,16 @@ impl Cluster {
             }
         }
         Ok(result)
+    }
+
+    /// Says which class nobody serves that a job waits for.
+    async fn tell_wait(&self, placed: &Placed, job: &str) {
+        let Ok(status) = self.status().await else { return };
+        let Some(job) = status.jobs.iter().find(|other| other.id == job) else { return };
+        let names: Vec<ExecutorName> = status.executors.iter().filter_map(|own| own.name.parse().ok()).collect();
+        for class in job.waiting_for.iter().filter(|class| !names.iter().any(|name| name.serves(class))) {
+            tracing::warn!(part = placed.name, "waiting: the cluster has no executor of class {class}");
+        }
     }
 
     /// Reads all files of a result. Nothing is handed on before everything is here: another attempt may put its rows into
@@ -338,6 +369,12 @@ fn judge(status: &tonic::Status) -> ConnectError {
         Code::Unauthenticated | Code::FailedPrecondition => ConnectError::Refused(status.message().to_owned()),
         _ => ConnectError::Silent(status.message().to_owned()),
     }
+}
+
+/// A reason without what differs from time to time: numbers, and words that hold some.
+fn without_names(reason: &str) -> String {
+    let words = reason.split_whitespace().filter(|word| !word.chars().any(|c| c.is_ascii_digit()));
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// What a job's failure means: what an executor reported, a class that nobody serves, or the cluster's own trouble.

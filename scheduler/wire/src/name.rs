@@ -8,7 +8,7 @@ use std::str::FromStr;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// Not a class.
-    #[error("`{0}` is not a class; classes are written with small letters, digits and _, beginning with a letter")]
+    #[error("`{0}` is not a class; classes are written with small letters, digits, _ and -, beginning with a letter")]
     Class(String),
     /// No class at all.
     #[error("an executor serves at least one class, such as cpu")]
@@ -25,7 +25,7 @@ pub enum NameError {
 pub fn check_class(class: &str) -> Result<(), NameError> {
     let good = class.starts_with(|c: char| c.is_ascii_lowercase())
         && class.len() <= 40
-        && class.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+        && class.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-');
     if good { Ok(()) } else { Err(NameError::Class(class.to_owned())) }
 }
 

@@ -59,7 +59,7 @@ fn served<'a>(classes: &'a str, wanted: &Wanted) -> Vec<&'a str> {
 }
 
 pub(crate) async fn up(
-    executors: &str,
+    executors: Option<&str>,
     slots: Option<u32>,
     port: u16,
     given: Option<&Path>,
@@ -72,19 +72,16 @@ pub(crate) async fn up(
 }
 
 async fn try_up(
-    executors: &str,
+    executors: Option<&str>,
     slots: Option<u32>,
     port: u16,
     given: Option<&Path>,
     settings: &Settings,
 ) -> Result<u8, Diagnostics> {
-    let wanted = wanted(executors)?;
+    let wanted = executors.map(wanted).transpose()?;
     if slots == Some(0) {
         return Err(usage("an executor without slots runs nothing", "give --slots 1 or more"));
     }
-    let total: u32 = wanted.iter().map(|(_, many)| many).sum();
-    let cores = u32::try_from(rowmill::options::cores()).unwrap_or(1);
-    let slots = slots.unwrap_or_else(|| (cores / total.max(1)).max(1));
     let folder = folder(given, settings);
     prepare(&folder)?;
     let mut record = match Record::read(&folder)? {
@@ -97,8 +94,22 @@ async fn try_up(
     if !lives(&record, SCHEDULER) {
         let mut arguments = common("scheduler");
         arguments.extend(["--listen".to_owned(), record.address.clone()]);
-        record.start(SCHEDULER, arguments)?;
+        record.start(SCHEDULER, arguments, None)?;
     }
+    let known = record.processes.iter().any(|process| process.name != SCHEDULER);
+    if known && wanted.is_none() {
+        // As they were.
+        let dead = record.processes.iter().filter(|process| process.name != SCHEDULER && !process.lives());
+        for process in dead.cloned().collect::<Vec<_>>() {
+            record.start(&process.name, process.arguments, process.memory_bytes)?;
+        }
+    }
+    let wanted = wanted.unwrap_or_else(|| if known { Wanted::new() } else { vec![("cpu".to_owned(), 1)] });
+    let total: u32 = wanted.iter().map(|(_, many)| many).sum();
+    let cores = u32::try_from(rowmill::options::cores()).unwrap_or(1);
+    let slots = slots.unwrap_or_else(|| (cores / total.max(1)).max(1));
+    // One machine's memory, shared out.
+    let memory_bytes = settings.session_options()?.memory_bytes.map(|bytes| (bytes / u64::from(total.max(1))).max(1));
     for (classes, many) in &wanted {
         for number in 1..=*many {
             let name = format!("{classes}-{number}");
@@ -112,8 +123,19 @@ async fn try_up(
             let work_dir = record.folder.join("work").join(&name).display().to_string();
             arguments.extend(["--slots".to_owned(), slots.to_string(), "--work-dir".to_owned(), work_dir]);
             arguments.extend(["--scheduler".to_owned(), record.address.clone()]);
-            record.start(&name, arguments)?;
+            record.start(&name, arguments, memory_bytes)?;
         }
+    }
+    if known && !wanted.is_empty() {
+        // What ended and is not asked for any more.
+        let asked = |name: &str| {
+            name.rsplit_once('-').is_some_and(|(classes, number)| {
+                let number = number.parse::<u32>().unwrap_or(u32::MAX);
+                wanted.iter().any(|(own, many)| own == classes && number <= *many)
+            })
+        };
+        record.processes.retain(|process| process.name == SCHEDULER || process.lives() || asked(&process.name));
+        record.write()?;
     }
     await_health(&record, settings).await?;
     if settings.is_json() {

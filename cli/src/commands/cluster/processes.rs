@@ -1,8 +1,8 @@
 //! The processes of a cluster on this machine, and the record of them: who they are, where they log, whether they live.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,6 +15,9 @@ use super::{TOKEN_VARIABLE, environment};
 
 const RECORD: &str = "cluster.json";
 const TOKEN: &str = "token";
+const MEMORY_VARIABLE: &str = "ROWMILL_EXECUTION__MEMORY";
+/// Says that a folder is a cluster's: what is in it may be removed.
+const MARKER: &str = ".rowmill-cluster";
 
 /// A process that was started.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -23,6 +26,8 @@ pub(crate) struct Started {
     pub(crate) name: String,
     /// Its arguments.
     pub(crate) arguments: Vec<String>,
+    /// Memory that its queries may take, in bytes; for executors.
+    pub(crate) memory_bytes: Option<u64>,
     /// Its process.
     pub(crate) pid: i32,
     /// When the kernel says that it began: a number that a later process of the same id does not have.
@@ -92,7 +97,12 @@ impl Record {
     }
 
     /// Starts a process of this program and adds it to the record, in the place of an earlier one of its name.
-    pub(crate) fn start(&mut self, name: &str, arguments: Vec<String>) -> Result<(), Diagnostics> {
+    pub(crate) fn start(
+        &mut self,
+        name: &str,
+        arguments: Vec<String>,
+        memory_bytes: Option<u64>,
+    ) -> Result<(), Diagnostics> {
         let fail = |error: std::io::Error| io(&self.folder, &error);
         let (program, module) = program().map_err(fail)?;
         fs::create_dir_all(self.folder.join("logs")).map_err(fail)?;
@@ -105,11 +115,13 @@ impl Record {
             .stderr(log)
             // The token comes from its file; a session of its own outlives this terminal.
             .env_remove(TOKEN_VARIABLE)
+            .envs(memory_bytes.map(|bytes| (MEMORY_VARIABLE, bytes.to_string())))
             .process_group(0)
             .spawn()
             .map_err(fail)?;
         let pid = i32::try_from(child.id()).unwrap_or_default();
-        let started = Started { name: name.to_owned(), arguments, pid, began: began(pid).unwrap_or_default() };
+        let began = began(pid).unwrap_or_default();
+        let started = Started { name: name.to_owned(), arguments, memory_bytes, pid, began };
         match self.processes.iter_mut().find(|process| process.name == name) {
             Some(place) => *place = started,
             None => self.processes.push(started),
@@ -126,10 +138,21 @@ fn program() -> std::io::Result<(PathBuf, &'static [&'static str])> {
     Ok((program, module))
 }
 
-/// Makes the folder and a token in it that only its owner can read; an older token stays.
+/// Makes the folder, for its owner alone, and a token in it; an older token stays. A folder that holds other things is
+/// not taken, since `down` clears it.
 pub(crate) fn prepare(folder: &Path) -> Result<(), Diagnostics> {
     let fail = |error: std::io::Error| io(folder, &error);
-    fs::create_dir_all(folder).map_err(fail)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(fail)?;
+    let marker = folder.join(MARKER);
+    if !marker.exists() && !folder.join(RECORD).exists() {
+        if fs::read_dir(folder).map_err(fail)?.next().is_some() {
+            let message = format!("the folder {} holds other files", folder.display());
+            return Err(environment("RM0703", message, "give an empty folder, or a new one, with --dir"));
+        }
+        File::create(&marker).map_err(fail)?;
+    }
+    // Logs and what executors make hold rows.
+    fs::set_permissions(folder, Permissions::from_mode(0o700)).map_err(fail)?;
     let path = folder.join(TOKEN);
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
     match file {
@@ -196,8 +219,13 @@ mod tests {
     #[test]
     fn a_process_is_known_by_when_it_began() {
         let own = i32::try_from(std::process::id()).unwrap();
-        let mut started =
-            Started { name: "test".to_owned(), arguments: Vec::new(), pid: own, began: began(own).unwrap() };
+        let mut started = Started {
+            name: "test".to_owned(),
+            arguments: Vec::new(),
+            memory_bytes: None,
+            pid: own,
+            began: began(own).unwrap(),
+        };
         assert!(started.lives());
         started.began += 1;
         assert!(!started.lives(), "another process of the same id");

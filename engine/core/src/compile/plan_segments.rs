@@ -153,25 +153,27 @@ async fn plan_all(compiled: &Compiled, inputs: &Inputs, staged: &[StagedSink], s
         {
             guard.begin(scope.folder.join(format!("{name}.ledger.arrow")), &scope.host.redactor)?;
         }
-        let plan = state.query_planner().create_physical_plan(&logical, state).await?;
+        let mut plan = state.query_planner().create_physical_plan(&logical, state).await?;
         // The class of a step that is not SQL is where its calls run; its input is no work of that class.
         let queried = match &segment.root {
             Root::Step(name) => compiled.steps.get(name).is_some_and(|step| step.query().is_some()),
             _ => true,
         };
-        let Placed { mut plan, notes } = match queried && scope.host.elsewhere.is_none() {
+        // What stays here is then for the class's planner on this machine.
+        if let Some(elsewhere) = &scope.host.elsewhere {
+            let workflow = &compiled.workflow.name.value;
+            let last = segment.steps.last().or(segment.inputs.last()).map_or("", String::as_str);
+            let class = if queried { segment.class.as_str() } else { rowmill_spec::ResourceClass::Cpu.as_str() };
+            let part = Part { name: &format!("{workflow}: {last}"), class, read_here: !queried };
+            plan = elsewhere.place(part, plan)?;
+        }
+        let Placed { mut plan, notes } = match queried {
             true => place(state, &segment.class, plan).map_err(|error| match segment.steps.last() {
                 Some(step) => StepFailure::wrap(&Arc::from(step.as_str()), error),
                 None => error,
             })?,
             false => Placed { plan, notes: Vec::new() },
         };
-        if let Some(elsewhere) = &scope.host.elsewhere {
-            let workflow = &compiled.workflow.name.value;
-            let last = segment.steps.last().or(segment.inputs.last()).map_or("", String::as_str);
-            let part = Part { name: &format!("{workflow}: {last}"), class: segment.class.as_str() };
-            plan = elsewhere.place(part, plan)?;
-        }
         let Root::Step(name) = &segment.root else {
             planned.roots.push(PlannedSink { root: segment.root.clone(), logical, plan, notes });
             continue;

@@ -69,7 +69,8 @@ fn every_setting_has_an_effect_from_every_layer() {
                 && config.object_store == defaults.object_store
                 && config.state == defaults.state
                 && config.cache == defaults.cache
-                && config.python == defaults.python;
+                && config.python == defaults.python
+                && config.gpu == defaults.gpu;
             assert!(!same, "{} changes nothing", setting.key);
         }
     }

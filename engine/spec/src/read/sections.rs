@@ -279,11 +279,16 @@ fn step_kind(reading: &mut Reading<'_>, fields: &Fields<'_>, name: &Spanned<Stri
     }
 }
 
+/// As long as the name of a class may be: executors carry theirs in their own names.
+const MOST_CLASS_CHARS: usize = 40;
+
 fn class(reading: &mut Reading<'_>, node: &Node) -> Option<Spanned<ResourceClass>> {
     let word = reading.text(node, "`class`")?;
     let word = Spanned::new(normalize(&word.value), word.span);
-    if !is_identifier(&word.value.replace('-', "_")) {
+    let small = word.value.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-".contains(c));
+    if !is_identifier(&word.value.replace('-', "_")) || !small || word.value.len() > MOST_CLASS_CHARS {
         let report = names::bad_name("resource class", &word, node.span);
+        let report = report.help(format!("it has small letters, digits, `_` and `-`, at most {MOST_CLASS_CHARS}"));
         let builtin = listed(keys::CLASSES.iter().copied());
         reading.report(report.help(format!("the built-in classes are {builtin}")));
         return None;

@@ -57,7 +57,15 @@ fn the_example_of_all_kinds_is_read() {
     assert_eq!(workflow.texts.line_column(values["score"].span).unwrap().0, 40);
     let kinds: Vec<_> =
         workflow.steps.values().map(|step| (step.kind.key(), step.kind.from().unwrap().value.as_str())).collect();
-    assert_eq!(kinds, [("http", "flights"), ("lookup", "weather"), ("command", "planes"), ("python", "scored")]);
+    let expected = [
+        ("http", "flights"),
+        ("lookup", "weather"),
+        ("command", "planes"),
+        ("python", "scored"),
+        ("gpu", "ranked"),
+        ("model", "alike"),
+    ];
+    assert_eq!(kinds, expected);
 }
 
 const HTTP: &str =

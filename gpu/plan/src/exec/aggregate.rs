@@ -9,8 +9,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray as _, RecordBatch};
-use arrow::compute::cast;
+use arrow::array::{ArrayRef, AsArray as _, Int64Array, RecordBatch};
+use arrow::compute::kernels::cmp::eq;
+use arrow::compute::{cast, nullif};
 use arrow::datatypes::{DataType, Decimal128Type, SchemaRef};
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{Result, internal_err};
@@ -21,6 +22,7 @@ use datafusion::physical_plan::metrics::{ExecutionPlanMetricsSet, MetricsSet};
 use datafusion::physical_plan::stream::RecordBatchReceiverStreamBuilder;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
 use futures::StreamExt as _;
+use rowmill_gpu::Error;
 use rowmill_gpu::device::Device;
 use rowmill_gpu::ops::filter_aggregate::{AggregateState, FilterAggregate};
 use rowmill_gpu::ops::group_by::GroupBy;
@@ -36,6 +38,8 @@ pub(crate) struct StateColumn {
     pub(crate) from: usize,
     /// The type of the state.
     pub(crate) to: DataType,
+    /// Whether zero is written as null: an average that is merged by group takes any count for a value that was there.
+    pub(crate) null_for_zero: bool,
 }
 
 impl StateColumn {
@@ -49,7 +53,13 @@ impl StateColumn {
     }
 
     fn make(&self, columns: &[ArrayRef]) -> Result<ArrayRef> {
-        let column = &columns[self.from];
+        let mut column = &columns[self.from];
+        let without_zeros;
+        if self.null_for_zero {
+            let zero = Int64Array::new_scalar(0);
+            without_zeros = nullif(column, &eq(column, &zero)?)?;
+            column = &without_zeros;
+        }
         Ok(match (column.data_type(), &self.to) {
             (from, to) if from == to => Arc::clone(column),
             // Sums wrap in 128 bits on both sides, whatever the precision is called.
@@ -180,6 +190,7 @@ impl ExecutionPlan for GpuAggregateExec {
             context,
             state: None,
             answered: false,
+            gave_up: false,
         };
         builder.spawn(run.all(input));
         Ok(builder.build())
@@ -198,6 +209,8 @@ struct Run {
     state: Option<AggregateState>,
     /// Whether anything was sent; without groups there is always a row.
     answered: bool,
+    /// Whether a chunk had rows that no kernel does: the next one is likely to have some too.
+    gave_up: bool,
 }
 
 impl Run {
@@ -233,7 +246,8 @@ impl Run {
             Kernels::Grouped(_) => Operator::GroupBy,
         };
         let rows = chunk.rows;
-        let wanted = if self.gpu.decide(operator, Some(rows as u64), chunk.bytes as u64).offload {
+        let pays = || self.gpu.decide(operator, Some(rows as u64), chunk.bytes as u64).offload;
+        let wanted = if !self.gave_up && pays() {
             let outcome = self.on_device(chunk).await?;
             match outcome {
                 Ok(wanted) => {
@@ -242,6 +256,7 @@ impl Run {
                 }
                 Err(error) => {
                     give_up(&self.name, &error)?;
+                    self.gave_up = matches!(error, Error::Data(_) | Error::Unsupported(_));
                     None
                 }
             }

@@ -9,6 +9,7 @@
 //! Rows that are kept without a match are those of the probe side, so each chunk is joined by itself. DataFusion builds
 //! from its left side; where it keeps unmatched rows of that side, the sides change places here.
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray as _, RecordBatch, UInt32Array};
@@ -71,6 +72,13 @@ pub(crate) struct Query {
     text: String,
 }
 
+/// Row numbers of both sides, pair by pair. A semi or anti join has those of the probe side only.
+struct Pairs {
+    probe: RecordBatch,
+    probe_rows: ArrayRef,
+    build_rows: Option<ArrayRef>,
+}
+
 /// The parts of a [`Query`].
 pub(crate) struct Parts {
     pub(crate) left: Side,
@@ -105,39 +113,38 @@ impl Query {
         matches!(self.kind, JoinKind::Inner | JoinKind::Left)
     }
 
-    /// The joined rows of one chunk of the probe side.
-    fn join(
-        &self,
-        device: &Device,
-        probe: &RecordBatch,
-        build: &RecordBatch,
-        build_keys: &DeviceBatch,
-        schema: &SchemaRef,
-    ) -> rowmill_gpu::Result<RecordBatch> {
+    /// Which rows of one chunk of the probe side belong to which of the build side.
+    fn pairs(&self, device: &Device, probe: &RecordBatch, build_keys: &DeviceBatch) -> rowmill_gpu::Result<Pairs> {
         let keys = DeviceBatch::upload(device, &self.probe.keys(probe)?)?;
         let pairs = self.kernel.run(device, &keys, build_keys)?;
         let numbers = |at: usize| match pairs.columns().get(at) {
             Some(column) => column.download(device),
             None => Err(rowmill_gpu::Error::Invalid("a join without row numbers".into())),
         };
-        let probe_rows = numbers(self.probe.columns.len())?;
-        let probe_rows = probe_rows.as_primitive::<UInt32Type>();
         let build_rows = match self.keeps_both() {
             true => Some(numbers(self.probe.columns.len() + 1 + self.build.columns.len())?),
             false => None,
         };
+        Ok(Pairs { probe: probe.clone(), probe_rows: numbers(self.probe.columns.len())?, build_rows })
+    }
+
+    /// The joined rows of some pairs.
+    fn rows(&self, pairs: &Pairs, build: &RecordBatch, range: Range<usize>, schema: &SchemaRef) -> Result<RecordBatch> {
+        let part = |rows: &ArrayRef| rows.slice(range.start, range.len()).as_primitive::<UInt32Type>().clone();
+        let probe_rows = part(&pairs.probe_rows);
+        let build_rows = pairs.build_rows.as_ref().map(part);
         let left_fields = if self.left_probes { &self.probe } else { &self.build }.schema.fields().len();
         // A semi or anti join gives one side only.
         let left_fields = if !self.keeps_both() && !self.left_probes { 0 } else { left_fields };
         let columns = self.projection.iter().map(|at| {
             let (of_left, at) = if *at < left_fields { (true, *at) } else { (false, *at - left_fields) };
             match (&build_rows, of_left == self.left_probes) {
-                (Some(rows), false) => Ok(take(build.column(at), rows.as_primitive::<UInt32Type>(), None)?),
-                _ => Ok(take(probe.column(at), probe_rows, None)?),
+                (Some(rows), false) => Ok(take(build.column(at), rows, None)?),
+                _ => Ok(take(pairs.probe.column(at), &probe_rows, None)?),
             }
         });
-        let columns = columns.collect::<rowmill_gpu::Result<Vec<_>>>()?;
-        let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(probe_rows.len()));
+        let columns = columns.collect::<Result<Vec<_>>>()?;
+        let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(range.len()));
         Ok(RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)?)
     }
 }
@@ -292,23 +299,29 @@ impl Run {
         let rows = chunk.rows;
         if self.gpu.decide(Operator::Join, Some(rows as u64), chunk.bytes as u64).offload {
             let query = Arc::clone(&self.query);
-            let (probe, build) = (chunk.concat()?, build.clone());
-            let (schema, kept) = (Arc::clone(&self.output.schema), Arc::clone(&self.on_device));
-            let work = move |device: &Arc<Device>| -> rowmill_gpu::Result<Vec<RecordBatch>> {
+            let (probe, build_side) = (chunk.concat()?, build.clone());
+            let kept = Arc::clone(&self.on_device);
+            let work = move |device: &Arc<Device>| -> rowmill_gpu::Result<Vec<Pairs>> {
                 let mut kept = kept.lock();
                 if kept.is_none() {
-                    *kept = Some(DeviceBatch::upload(device, &query.build.keys(&build)?)?);
+                    *kept = Some(DeviceBatch::upload(device, &query.build.keys(&build_side)?)?);
                 }
                 let Some(keys) = kept.as_ref() else { return Ok(Vec::new()) };
-                halving(device, &probe, &mut |probe: &RecordBatch| query.join(device, probe, &build, keys, &schema))
+                halving(device, &probe, &mut |probe: &RecordBatch| query.pairs(device, probe, keys))
             };
             match self.gpu.on_lane(work).await? {
-                Ok(joined) => {
+                Ok(found) => {
                     self.counts.gpu_rows.add(rows);
                     chunk.clear();
-                    for batch in joined {
-                        if !self.output.send(&batch).await? {
-                            return Ok(false);
+                    for pairs in found {
+                        // A piece at a time: many pairs of long texts are more than one array can hold.
+                        let (end, step) = (pairs.probe_rows.len(), self.output.batch_rows);
+                        for from in (0..end).step_by(step) {
+                            let range = from..(from + step).min(end);
+                            let joined = self.query.rows(&pairs, build, range, &self.output.schema)?;
+                            if !self.output.send(&joined).await? {
+                                return Ok(false);
+                            }
                         }
                     }
                     return Ok(true);

@@ -6,9 +6,9 @@ pub(crate) mod sort;
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array as _, ArrayRef, AsArray as _, RecordBatch};
 use arrow::compute::concat_batches;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{Result, internal_err};
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
@@ -139,7 +139,18 @@ impl Chunk {
 
 /// Bytes that the rows of a batch occupy; a small slice of a large buffer counts small.
 pub(crate) fn bytes_of(batch: &RecordBatch) -> usize {
-    batch.columns().iter().map(|column| column.to_data().get_slice_memory_size().unwrap_or(0)).sum()
+    // The lower half of a view is its text's length; texts of up to 12 bytes lie in the view itself.
+    let texts =
+        |views: &[u128]| -> usize { views.iter().map(|view| *view as u32 as usize).filter(|len| *len > 12).sum() };
+    let bytes = |column: &ArrayRef| {
+        let behind_views = match column.data_type() {
+            DataType::Utf8View => texts(column.as_string_view().views()),
+            DataType::BinaryView => texts(column.as_binary_view().views()),
+            _ => 0,
+        };
+        column.to_data().get_slice_memory_size().unwrap_or(0) + behind_views
+    };
+    batch.columns().iter().map(bytes).sum()
 }
 
 /// Runs `work` over `batch`, or over its halves where the device has no room, in order.
@@ -240,7 +251,8 @@ pub(crate) fn over(
         };
     }
     let children = plan.children().into_iter().map(|child| over(child, leaves)).collect::<Result<Vec<_>>>()?;
-    with_children(plan, children)
+    // A hash join with other children still has the table of those before: a twin is run once for each chunk.
+    with_children(plan, children)?.reset_state()
 }
 
 impl fmt::Debug for ReplayExec {

@@ -74,6 +74,35 @@ fn kernels_that_do_not_compile_are_done_on_the_cpu() {
     });
 }
 
+/// A twin is run for each chunk, and each time over that chunk.
+#[test]
+fn twins_do_every_chunk_for_itself() {
+    let _alone = emulator::alone();
+    let _setting = Setting::new("GPU_EMU_CXXFLAGS", "-no-such-flag");
+    block_on(async {
+        let gpu = GpuContext::new(GpuOptions { launch_bytes: 3000, ..always() });
+        let context = session(3000, 1, 9);
+        for sql in [
+            "SELECT t.id, u.i64 FROM t JOIN u ON t.i8 = u.i8",
+            "SELECT t.id, u.i64 FROM t LEFT JOIN u ON t.i64 = u.i64",
+            "SELECT t.id, u.i64 FROM t RIGHT JOIN u ON t.i64 = u.i64",
+            "SELECT t.id FROM t WHERE EXISTS (SELECT 1 FROM u WHERE u.i32 = t.i32)",
+            "SELECT t.id FROM t WHERE NOT EXISTS (SELECT 1 FROM u WHERE u.i32 = t.i32)",
+            "SELECT u.id FROM u WHERE NOT EXISTS (SELECT 1 FROM t WHERE u.i32 = t.i32)",
+            "SELECT i16, sum(i64) AS s, count(*) AS n FROM t WHERE i32 > 0 GROUP BY i16",
+            "SELECT sum(i64) AS s, count(*) AS n FROM t WHERE i32 > 0",
+            "SELECT id, f64 FROM t ORDER BY f64, id",
+        ] {
+            let (plan, rewritten) = plans(&context, &gpu, sql).await;
+            assert!(text(&rewritten.plan).contains("Gpu"), "{sql}");
+            let expected = rows(&context, &plan).await.unwrap();
+            let found = rows(&context, &rewritten.plan).await.unwrap();
+            assert_same(&expected, &found, sql);
+            assert!(count(&rewritten.plan, "cpu_rows") > 0, "{sql}");
+        }
+    });
+}
+
 /// Few rows do not pay: by the reckoned thresholds they stay on the CPU, which is seen when they are counted.
 #[test]
 fn small_inputs_stay_on_the_cpu() {

@@ -35,16 +35,19 @@ pub(crate) fn session(rows: usize, partitions: usize, seed: u64) -> SessionConte
     context
 }
 
-/// The plan of a query, and what the rule makes of it.
+/// The plan of a query, and what the rule makes of another one like it: nodes such as repartitions run once only, so the
+/// two share none.
 pub(crate) async fn plans(
     context: &SessionContext,
     gpu: &Arc<GpuContext>,
     sql: &str,
 ) -> (Arc<dyn ExecutionPlan>, Rewritten) {
-    let plan = context.sql(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
-    let plan = plan.create_physical_plan().await.unwrap_or_else(|error| panic!("{sql}: {error}"));
-    let rewritten = GpuRule::new(Arc::clone(gpu)).rewrite(Arc::clone(&plan)).unwrap();
-    (plan, rewritten)
+    let plan = async || {
+        let plan = context.sql(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        plan.create_physical_plan().await.unwrap_or_else(|error| panic!("{sql}: {error}"))
+    };
+    let rewritten = GpuRule::new(Arc::clone(gpu)).rewrite(plan().await).unwrap();
+    (plan().await, rewritten)
 }
 
 pub(crate) fn text(plan: &Arc<dyn ExecutionPlan>) -> String {
@@ -54,6 +57,13 @@ pub(crate) fn text(plan: &Arc<dyn ExecutionPlan>) -> String {
 pub(crate) async fn rows(context: &SessionContext, plan: &Arc<dyn ExecutionPlan>) -> Result<RecordBatch> {
     let batches = collect(Arc::clone(plan), context.task_ctx()).await?;
     Ok(concat_batches(&plan.schema(), &batches)?)
+}
+
+/// The columns of a plan's output that its sort is by, as far as they are columns.
+pub(crate) fn sorted_columns(plan: &Arc<dyn ExecutionPlan>) -> Vec<usize> {
+    use datafusion::physical_expr::expressions::Column;
+    let ordering = plan.properties().output_ordering().into_iter().flatten();
+    ordering.map_while(|key| key.expr.downcast_ref::<Column>().map(Column::index)).collect()
 }
 
 /// The sum of a counter over all nodes of a plan.
@@ -99,6 +109,10 @@ fn value(array: &ArrayRef, row: usize) -> f64 {
 pub(crate) async fn check(context: &SessionContext, gpu: &Arc<GpuContext>, sql: &str, node: &str) {
     let (plan, rewritten) = plans(context, gpu, sql).await;
     let taken = &rewritten.plan;
+    if text(&plan).contains("PlaceholderRowExec") {
+        // Answered from what is known about an empty table.
+        return;
+    }
     assert!(text(taken).contains(node), "{sql}\n{:#?}\n{}", rewritten.notes, text(&plan));
     assert_eq!(plan.schema().fields(), taken.schema().fields(), "{sql}");
     match (rows(context, &plan).await, rows(context, taken).await) {

@@ -5,7 +5,7 @@
 //! ```
 //! A query's threshold is the worst of its best `k` so far, so almost every score is rejected by one comparison of 16.
 //! Sums are accumulated in f32, dimension by dimension. L2 is ranked by `q·c - |c|²/2`, which orders rows as the distance
-//! does up to rounding; the distances of the results are then computed exactly.
+//! does up to rounding.
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ use arrow::array::FixedSizeListArray;
 use rayon::prelude::*;
 
 use super::simd::{self, Level};
-use super::{Metric, Neighbour, Vectors, check_queries, rank, row_of, score_of};
+use super::{Metric, Neighbour, Vectors, check_queries, rank, row_of, score_again, score_of};
 use crate::error::Result;
 
 /// The part of a core's second-level cache that a block of the corpus takes; a panel of queries has the rest.
@@ -109,14 +109,14 @@ impl CpuCorpus {
             .into_par_iter()
             .map(|_| self.search_blocks(&next, block_rows, &prepared, &panels, k))
             .collect();
-        let mut scratch = Vec::new();
         Ok((0..queries.rows)
-            .map(|query| {
+            .into_par_iter()
+            .map_init(Vec::new, |scratch, query| {
                 let mut ranks: Vec<u64> =
                     partial.iter().flat_map(|best| best[query].heap.iter().map(|rank| rank.0)).collect();
                 ranks.sort_unstable_by(|a, b| b.cmp(a));
                 ranks.truncate(k);
-                self.finish(&ranks, queries.f32_rows(query, 1, &mut scratch))
+                self.finish(&ranks, queries.f32_rows(query, 1, scratch))
             })
             .collect())
     }
@@ -195,22 +195,11 @@ impl CpuCorpus {
         }
     }
 
-    /// Ranks as results: what the metric promises, L2 with its exact distance.
     fn finish(&self, ranks: &[u64], query: &[f32]) -> Vec<Neighbour> {
         let found = ranks.iter().map(|&rank| Neighbour { row: row_of(rank), score: score_of(rank) });
-        if self.metric != Metric::L2 {
-            return found.collect();
-        }
-        let mut scratch = Vec::new();
-        let mut exact: Vec<Neighbour> = found
-            .map(|neighbour| {
-                let values = self.vectors.f32_rows(neighbour.row as usize, 1, &mut scratch);
-                let square: f64 = values.iter().zip(query).map(|(&c, &q)| (f64::from(q) - f64::from(c)).powi(2)).sum();
-                Neighbour { row: neighbour.row, score: square.sqrt() as f32 }
-            })
-            .collect();
-        exact.sort_by(|a, b| a.score.total_cmp(&b.score).then(a.row.cmp(&b.row)));
-        exact
+        let mut found: Vec<Neighbour> = found.collect();
+        score_again(&self.vectors, self.metric, query, &mut found);
+        found
     }
 }
 

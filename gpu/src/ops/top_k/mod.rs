@@ -1,6 +1,8 @@
 //! The `k` rows of a corpus of embeddings that are most similar to each query, by cosine, dot product or L2 distance.
 //! [`Corpus`] is for callers who do not mind where; [`cpu`] searches in memory, [`gpu`] with a corpus kept on the device.
-//! Both give the same rows in the same order wherever scores differ by more than the rounding of their sums. Ties go to the lower row.
+//! Both rank in single precision, and give the same rows wherever scores differ by more than the rounding of those sums.
+//! The scores of the rows that were found are then computed again, in double precision and in one order: what a row scores
+//! hangs neither on the device nor on the queries that are searched with it. Ties go to the lower row.
 //!
 //! Never a result: null rows, rows whose score is NaN (a NaN inside, or a cosine with a vector of zeros). So a query may
 //! have fewer than `k` results.
@@ -15,6 +17,7 @@ use arrow::buffer::NullBuffer;
 use arrow::datatypes::{DataType, Float16Type, Float32Type, UInt16Type};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -43,6 +46,7 @@ pub struct Neighbour {
 /// room, no kernel for the request, or was lost.
 pub struct Corpus {
     list: FixedSizeListArray,
+    vectors: Vectors,
     metric: Metric,
     on_device: Option<gpu::GpuCorpus>,
     on_cpu: OnceLock<cpu::CpuCorpus>,
@@ -61,7 +65,8 @@ impl Corpus {
             }
             other => other.transpose()?,
         };
-        let corpus = Self { list: list.clone(), metric, on_device, on_cpu: OnceLock::new() };
+        let vectors = Vectors::try_new(list)?;
+        let corpus = Self { list: list.clone(), vectors, metric, on_device, on_cpu: OnceLock::new() };
         if corpus.on_device.is_none() {
             corpus.cpu()?;
         }
@@ -83,7 +88,15 @@ impl Corpus {
                 Err(error) if error.falls_back_to_cpu() => {
                     tracing::warn!(%error, "a search is finished on the CPU");
                 }
-                other => return other,
+                found => {
+                    let queries = check_queries(queries, self.vectors.dims)?;
+                    let mut found = found?;
+                    found.par_iter_mut().enumerate().for_each_init(Vec::new, |scratch, (query, found)| {
+                        let query = queries.f32_rows(query, 1, scratch);
+                        score_again(&self.vectors, self.metric, query, found);
+                    });
+                    return Ok(found);
+                }
             }
         }
         self.cpu()?.search(queries, k)
@@ -176,6 +189,25 @@ fn check_queries(queries: &FixedSizeListArray, dims: usize) -> Result<Vectors> {
         return Err(Error::Invalid(format!("queries have {} dimensions, the corpus has {dims}", queries.dims)));
     }
     Ok(queries)
+}
+
+/// Gives what was found for `query` the scores that are promised, and their order.
+fn score_again(corpus: &Vectors, metric: Metric, query: &[f32], found: &mut [Neighbour]) {
+    let mut scratch = Vec::new();
+    let square = simd::dot(query, query);
+    for neighbour in found.iter_mut() {
+        let row = corpus.f32_rows(neighbour.row as usize, 1, &mut scratch);
+        let score = match metric {
+            Metric::Dot => simd::dot(row, query),
+            Metric::Cosine => simd::dot(row, query) / (simd::dot(row, row) * square).sqrt(),
+            Metric::L2 => simd::square_distance(row, query).sqrt(),
+        };
+        neighbour.score = score as f32;
+    }
+    match metric {
+        Metric::L2 => found.sort_unstable_by(|a, b| a.score.total_cmp(&b.score).then(a.row.cmp(&b.row))),
+        _ => found.sort_unstable_by(|a, b| b.score.total_cmp(&a.score).then(a.row.cmp(&b.row))),
+    }
 }
 
 /// A score and its row as one number: the larger, the better; of equal scores the lower row is better.

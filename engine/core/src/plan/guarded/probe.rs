@@ -175,9 +175,7 @@ impl Probe {
                 (Some(is), Some(was)) => &is & was.inner(),
             };
             for at in lost.set_indices() {
-                self.note(rows, at, || {
-                    format!("cannot convert {} to {to}", quoted(&formatter.value(at).to_string()))
-                });
+                self.note(rows, at, || format!("cannot convert {} to {to}", quoted(&formatter.value(at).to_string())));
             }
         }
         Ok(made)
