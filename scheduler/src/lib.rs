@@ -15,12 +15,14 @@
 //! executor dies); an attempt that its executor does not name any more goes again when its lease has run out; a stage
 //! whose class has no executor waits with a warning and fails after the queue's timeout, with the reason.
 //!
-//! Reports of attempts count once (claims.rs, intake.rs), results are those of the attempts that stand (job.rs).
+//! Reports of attempts count once (claims.rs, intake.rs), stages read what the attempts that stand have made (inputs.rs),
+//! and so do clients (job.rs).
 //! Clients submit over the same server (taker.rs): [`rowmill_wire::jobs`].
 
 mod claims;
 pub mod cluster_state;
 mod error;
+mod inputs;
 mod intake;
 mod job;
 mod mend;

@@ -23,6 +23,8 @@ use rowmill_cores::routing::{Candidate, Route, Router, Strategy, TagSet};
 use rowmill_wire::class::{DEFAULT_CLASS, Demand, class_of_stage};
 use rowmill_wire::name::ExecutorName;
 
+use crate::inputs::cleared;
+
 /// An executor with its slots.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
@@ -111,12 +113,24 @@ pub(crate) fn bind_job(
     strategy: Strategy,
 ) -> Vec<BoundTask> {
     let session = graph.session_id().to_owned();
+    // What is ready runs from here on, so that what it will read can be looked through.
+    graph.revive();
+    let mut cleared = match cleared(graph) {
+        Ok(cleared) => cleared,
+        Err(error) => {
+            tracing::error!(%job, "its stages wait: what they read cannot be told: {error}");
+            return Vec::new();
+        }
+    };
     let mut visited = Vec::new();
     let mut bound = Vec::new();
     while let Some(stage) = graph.fetch_running_stage(&visited) {
         visited.push(stage.stage_id);
         // A stage whose markers disagree is placed nowhere; the watch fails its job with the reason.
         let Ok(demand) = demand_of(stage) else { continue };
+        if let Some(cleared) = cleared.remove(&stage.stage_id) {
+            cleared.give(stage);
+        }
         let key = rowmill_cores::seed::mix(stage.stage_id as u64);
         while !stage.pending.is_empty() {
             let Some(at) = chooser.choose(strategy, &demand, key, places) else { break };

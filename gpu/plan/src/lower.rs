@@ -2,10 +2,11 @@
 //! nothing here decides whether offloading pays.
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
 use arrow::datatypes::Schema;
 use datafusion::common::tree_node::{Transformed, TreeNode as _};
 use datafusion::common::{Result as PlanResult, ScalarValue, internal_datafusion_err};
-use datafusion::logical_expr::Operator;
+use datafusion::logical_expr::{ColumnarValue, Operator};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::{
     BinaryExpr, CaseExpr, CastExpr, Column, InListExpr, IsNotNullExpr, IsNullExpr, Literal, NegativeExpr, NotExpr,
@@ -61,8 +62,13 @@ fn lower_node(expr: &Arc<dyn PhysicalExpr>, schema: &Schema) -> Result<GpuExpr, 
         if cast.cast_options().safe {
             return Err(format!("`{cast}` gives null where a value does not fit"));
         }
-        if is_untyped_null(cast.expr()) {
-            return expr::null(cast.cast_type()).map_err(|error| error.to_string());
+        if cast.expr().is::<Literal>() {
+            // The kernel gets the value: what it was cast from may have no kernel, as the text of a date.
+            let nothing = RecordBatch::new_empty(Arc::new(Schema::empty()));
+            return match expr.evaluate(&nothing) {
+                Ok(ColumnarValue::Scalar(value)) => constant(&value),
+                _ => Err(format!("`{cast}` is no constant")),
+            };
         }
         return Ok(lower(cast.expr(), schema)?.cast(cast.cast_type().clone()));
     }

@@ -145,7 +145,7 @@ fn texts_and_dictionaries() {
         for (sql, reason) in [
             (format!("SELECT dict, sum(i64) AS s FROM {words} t) GROUP BY dict"), "Dictionary"),
             (format!("SELECT max(viewed) AS m FROM {words} t)"), "left"),
-            (format!("SELECT sum(i64) AS s FROM {words} t) WHERE dict = '7'"), "CAST"),
+            (format!("SELECT sum(i64) AS s FROM {words} t) WHERE dict = '7'"), "FilterExec: left"),
             (format!("SELECT id FROM {words} t) ORDER BY viewed, id"), "Utf8View"),
             (format!("SELECT a.id FROM {words} t) a JOIN {words} u) b ON a.large = b.large"), "LargeUtf8"),
             ("SELECT sum(CASE f64 WHEN 0.0 THEN i64 ELSE 1 END) AS s FROM t".to_owned(), "tells its zeros apart"),
