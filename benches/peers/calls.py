@@ -4,7 +4,8 @@
 
 `wrk` makes as many requests a second as the server and the machine give to so many connections; Rowmill's rate counts
 from the first to the last item of a whole run, with per-item outcomes. Further: a cap of 1,000 requests a second, with
-the fullest second as the server saw it, and a server that fails one request in a hundred.
+the fullest second as the server saw it; a server that fails one request in a hundred; and one that tells one item to come
+again in 60 s (`--skip-slow` passes that over), with the rate of all others as the server saw it.
 """
 
 import argparse
@@ -29,9 +30,10 @@ steps:
     http:
       from: numbers
       connection: server
-      path: /item/{{value}}
+      path: /{route}/{{value}}
       response: {{answer: {{json: /value, type: int64}}}}
     in_flight: {in_flight}
+    retry: {{attempts: 4, max_backoff: 2m}}
 sinks: {{out: {{from: called, path: out.parquet}}}}
 """
 
@@ -70,10 +72,10 @@ def wrk(server: Server, connections: int, seconds: int) -> float:
     return float(re.search(r"Requests/sec:\s+([\d.]+)", text).group(1))
 
 
-def rowmill(target: Path, server: Server, items: int, in_flight: int, limits: str = "") -> tuple[float, dict]:
+def rowmill(target: Path, server: Server, items: int, in_flight: int, limits: str = "", route: str = "item") -> tuple[float, dict]:
     """Items a second, and the run's own report."""
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "calls.yaml").write_text(WORKFLOW.format(items=items, in_flight=in_flight), encoding="utf-8")
+        Path(folder, "calls.yaml").write_text(WORKFLOW.format(items=items, in_flight=in_flight, route=route), encoding="utf-8")
         Path(folder, "rowmill.yaml").write_text(
             f"connections: {{server: {{kind: http, base_url: 'http://127.0.0.1:{server.port}'{limits}}}}}\n",
             encoding="utf-8",
@@ -93,6 +95,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--in-flight", type=int, default=256)
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--skip-slow", action="store_true")
     arguments = parser.parse_args()
     target = arguments.target.resolve()
     if shutil.which("wrk") is None:
@@ -111,6 +114,15 @@ def main() -> None:
     with Server(target, 10, fail_every=100) as server:
         rate, report = rowmill(target, server, arguments.items, arguments.in_flight)
         print(f"one in a hundred answered 503: {rate:,.0f} items/s, {report['items'][0]['outcomes']}")
+    if arguments.skip_slow:
+        return
+    with Server(target, 10) as server:
+        rate, _ = rowmill(target, server, arguments.items, arguments.in_flight)
+    with Server(target, 10) as server:
+        _, report = rowmill(target, server, arguments.items, arguments.in_flight, route="slow")
+        others = (arguments.items - 1) / server.seen()["span_s"]
+        print(f"one item waits 60 s: the others at {others:,.0f} items/s, {others / rate:.3f} of a run without it, "
+              f"{report['items'][0]['outcomes']}, {report['elapsed_s']:.1f} s in all")
 
 
 if __name__ == "__main__":

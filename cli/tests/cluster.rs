@@ -141,7 +141,8 @@ fn workflows_give_on_a_cluster_what_they_give_here() {
     assert!(told.out.contains("ClusterExec: class=io") && told.out.contains("ClusterExec: class=cpu"), "{}", told.out);
     // An error of the data is told as it is here.
     let broken = FLOW.replace("SELECT * FROM orders WHERE amount > 100", "SELECT *, 1 / (id - 4000) AS x FROM orders");
-    cluster.scratch.write("broken.yaml", broken.replace("o.*, c.country", "o.*, c.country, o.x AS y"));
+    let broken = broken.replace("o.*, c.country", "o.*, c.country, o.x AS y");
+    cluster.scratch.write("broken.yaml", broken.replace("max(day) AS last", "max(day) AS last, sum(y) AS y"));
     let here = cluster.rowmill(&["run", "broken.yaml"]).fails(1, &["RM0602", "step `large`"]);
     let there = cluster.rowmill(&["run", "broken.yaml", "--cluster", "local"]).fails(1, &["RM0602", "step `large`"]);
     assert_eq!(there.err, here.err);

@@ -13,6 +13,7 @@ use ballista_scheduler::state::execution_graph::ExecutionGraphBox;
 use ballista_scheduler::state::execution_stage::ExecutionStage;
 use datafusion::arrow::array::RecordBatch;
 use futures::TryStreamExt;
+use futures::future::BoxFuture;
 use rowmill_wire::files::ResultFile;
 use rowmill_wire::handshake::Handshake;
 use rowmill_wire::step::StepCount;
@@ -66,7 +67,11 @@ impl Job {
     ///
     /// # Errors
     /// The job failed, was cancelled, or was lost with its scheduler.
-    pub async fn wait(&mut self) -> Result<Finished, Error> {
+    pub fn wait(&mut self) -> BoxFuture<'_, Result<Finished, Error>> {
+        Box::pin(self.wait_now())
+    }
+
+    async fn wait_now(&mut self) -> Result<Finished, Error> {
         while let Some(update) = self.updates.recv().await {
             match update.status {
                 Some(Status::Successful(done)) => {
@@ -154,7 +159,11 @@ impl Job {
     ///
     /// # Errors
     /// As [`Self::wait`]; [`Error::ResultLost`] when an executor that holds part of the result is gone.
-    pub async fn collect(mut self) -> Result<Vec<RecordBatch>, Error> {
+    pub fn collect(self) -> BoxFuture<'static, Result<Vec<RecordBatch>, Error>> {
+        Box::pin(self.collect_now())
+    }
+
+    async fn collect_now(mut self) -> Result<Vec<RecordBatch>, Error> {
         let mut batches = Vec::new();
         for file in self.wait().await?.files {
             let lost = |error: String| Error::ResultLost {

@@ -20,6 +20,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionConfig;
 use datafusion_proto::physical_plan::AsExecutionPlan;
 use datafusion_proto::protobuf::PhysicalPlanNode;
+use futures::future::BoxFuture;
 use rowmill_wire::MESSAGE_BYTES;
 use rowmill_wire::alive::AliveServer;
 use rowmill_wire::class::{Demand, class_of_stage};
@@ -103,7 +104,12 @@ impl Scheduler {
     ///
     /// # Errors
     /// The address is taken, or Ballista does not start.
-    pub async fn start(options: Options) -> Result<Self, Error> {
+    pub fn start(options: Options) -> BoxFuture<'static, Result<Self, Error>> {
+        // Boxed here as everywhere below, so that Ballista's code is generated in this crate and not in each that calls it.
+        Box::pin(Self::start_now(options))
+    }
+
+    async fn start_now(options: Options) -> Result<Self, Error> {
         let listen = |source| Error::Listen { address: options.listen, source };
         let listener = TcpListener::bind(options.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
@@ -159,8 +165,8 @@ impl Scheduler {
     }
 
     /// The executors that have joined, in the order of their names.
-    pub async fn executors(&self) -> Vec<ExecutorInfo> {
-        self.core.executors().await
+    pub fn executors(&self) -> BoxFuture<'_, Vec<ExecutorInfo>> {
+        Box::pin(self.core.executors())
     }
 
     /// Submits a physical plan. Hash exchanges cut it into stages; `rowmill_wire::class::ClassExec` says where they run,
@@ -168,7 +174,16 @@ impl Scheduler {
     ///
     /// # Errors
     /// The plan cannot be encoded or is too large; the event loop has stopped.
-    pub async fn submit(
+    pub fn submit<'a>(
+        &'a self,
+        name: &'a str,
+        context: Arc<SessionContext>,
+        plan: Arc<dyn ExecutionPlan>,
+    ) -> BoxFuture<'a, Result<Job, Error>> {
+        Box::pin(self.submit_now(name, context, plan))
+    }
+
+    async fn submit_now(
         &self,
         name: &str,
         context: Arc<SessionContext>,
@@ -185,16 +200,17 @@ impl Scheduler {
     ///
     /// # Errors
     /// Ballista's job state cannot be read.
-    pub async fn placements(&self, job: &JobId) -> Result<Option<Vec<Placement>>, Error> {
-        self.core.placements(job).await
+    pub fn placements<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, Result<Option<Vec<Placement>>, Error>> {
+        Box::pin(self.core.placements(job))
     }
 
     /// Cancels a job; its tasks are told to stop.
     ///
     /// # Errors
     /// The event loop has stopped.
-    pub async fn cancel(&self, job: &JobId) -> Result<(), Error> {
-        Ok(self.core.server.cancel_job(job.clone()).await?)
+    pub fn cancel(&self, job: &JobId) -> BoxFuture<'_, Result<(), Error>> {
+        let job = job.clone();
+        Box::pin(async move { Ok(self.core.server.cancel_job(job).await?) })
     }
 }
 

@@ -4,11 +4,13 @@
 //! rowmill-bench-server PORT [LATENCY_MS] [FAIL_EVERY]
 //! ```
 //! `GET /item/N` is answered with `{"value": N}` after the latency; one request in `FAIL_EVERY` with 503 instead.
-//! `GET /poison/N` is the same, but for each hundredth item it says 422. `GET /seconds` answers with the fullest one-second window of requests so far, over all starting points.
+//! `GET /poison/N` is the same, but for each hundredth item it says 422. `GET /slow/N` is the same, but item 5 is told once
+//! to come again in 60 s. `GET /seconds` answers with the fullest one-second window of requests so far, over all starting
+//! points, and with the seconds from the first request to the last that was no second try of the slow item.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -23,6 +25,9 @@ struct Server {
     fail_every: u64,
     requests: AtomicU64,
     window: Mutex<(VecDeque<Instant>, usize)>,
+    /// The first request and the last, without second tries of the slow item.
+    span: Mutex<Option<(Instant, Instant)>>,
+    slowed: AtomicBool,
 }
 
 impl Server {
@@ -56,9 +61,23 @@ async fn poison(path: Path<String>, state: State<Arc<Server>>) -> impl IntoRespo
     if bad { (StatusCode::UNPROCESSABLE_ENTITY, "no".to_owned()).into_response() } else { answer }
 }
 
+async fn slow(path: Path<String>, state: State<Arc<Server>>) -> impl IntoResponse {
+    let is_slow = path.0 == "5";
+    if is_slow && !state.slowed.swap(true, Ordering::Relaxed) {
+        return (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "60")]).into_response();
+    }
+    if !is_slow {
+        let now = Instant::now();
+        state.span.lock().get_or_insert((now, now)).1 = now;
+    }
+    item(path, state).await.into_response()
+}
+
 async fn seconds(State(server): State<Arc<Server>>) -> String {
     let window = server.window.lock();
-    format!("{{\"requests\": {}, \"fullest_second\": {}}}", server.requests.load(Ordering::Relaxed), window.1)
+    let span = server.span.lock().map_or(0.0, |(first, last)| (last - first).as_secs_f64());
+    let requests = server.requests.load(Ordering::Relaxed);
+    format!("{{\"requests\": {requests}, \"fullest_second\": {}, \"span_s\": {span}}}", window.1)
 }
 
 #[tokio::main]
@@ -70,10 +89,13 @@ async fn main() -> std::io::Result<()> {
         fail_every: arguments.next().unwrap_or(0),
         requests: AtomicU64::new(0),
         window: Mutex::default(),
+        span: Mutex::default(),
+        slowed: AtomicBool::new(false),
     });
     let routes = Router::new()
         .route("/item/{item}", get(item))
         .route("/poison/{item}", get(poison))
+        .route("/slow/{item}", get(slow))
         .route("/seconds", get(seconds))
         .with_state(server);
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;

@@ -97,7 +97,7 @@ pub(super) fn listen_for_signals(cancel: CancellationToken) {
 }
 
 /// The first Ctrl-C (or SIGTERM) stops the run cleanly, the second at once.
-pub(super) async fn cancel_on_signal(cancel: CancellationToken) {
+async fn cancel_on_signal(cancel: CancellationToken) {
     let mut terminate = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
         Ok(terminate) => terminate,
         Err(error) => {

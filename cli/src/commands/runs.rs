@@ -66,8 +66,7 @@ pub(crate) async fn resume(name: &str, steal: bool, restart: bool, settings: &Se
         Err(reports) => return refuse(&reports, settings),
     };
     let cancel = CancellationToken::new();
-    let mut listener = tokio::task::JoinSet::new();
-    listener.spawn(super::run::cancel_on_signal(cancel.clone()));
+    super::run::listen_for_signals(cancel.clone());
     let progress = Progress::new(settings.progress());
     let outcome = runs.resume(run, steal, restart, &cancel, &progress, |run| announce(run, settings)).await;
     progress.finish();
@@ -85,8 +84,7 @@ pub(crate) async fn retry(name: &str, unknown: bool, settings: &Settings) -> u8 
         Err(reports) => return refuse(&reports, settings),
     };
     let cancel = CancellationToken::new();
-    let mut listener = tokio::task::JoinSet::new();
-    listener.spawn(super::run::cancel_on_signal(cancel.clone()));
+    super::run::listen_for_signals(cancel.clone());
     let progress = Progress::new(settings.progress());
     let outcome = runs.retry(run, unknown, &cancel, &progress, |run| announce(run, settings)).await;
     progress.finish();

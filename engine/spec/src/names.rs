@@ -11,6 +11,8 @@ use crate::span::Span;
 
 /// The longest name, in characters.
 pub const MAX_NAME_CHARS: usize = 128;
+/// Characters of a resource class's name.
+const MAX_CLASS_CHARS: usize = 40;
 
 /// A text in Unicode normal form C.
 pub fn normalize(name: &str) -> String {
@@ -33,6 +35,14 @@ pub fn is_identifier(name: &str) -> bool {
 /// Whether a workflow may have the name: an identifier that may also hold `-`.
 pub fn is_workflow_name(name: &str) -> bool {
     is_identifier(&name.replace('-', "_")) && !name.starts_with('-')
+}
+
+/// Whether a word can be a resource class. Executors of a cluster carry theirs in their own names, so the rule is
+/// narrower than that of other names, and the cluster's own.
+pub(crate) fn is_class(word: &str) -> bool {
+    word.starts_with(|c: char| c.is_ascii_lowercase())
+        && word.len() <= MAX_CLASS_CHARS
+        && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '_' | '-'))
 }
 
 /// A report about a name that cannot be used; `what` is "step", "source" and so on.

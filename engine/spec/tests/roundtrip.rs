@@ -107,7 +107,7 @@ prop_compose! {
         values in prop::collection::vec((name(), value(), any::<bool>()), 0..4),
         sources in prop::collection::vec((name(), path(), prop::option::of(csv()), name(), any::<bool>()), 0..4),
         ranges in prop::collection::vec((name(), any::<i64>(), 0_i64..1000), 0..3),
-        steps in prop::collection::vec((name(), query(), prop::option::of(name())), 1..5),
+        steps in prop::collection::vec((name(), query(), prop::option::of("[a-z][a-z0-9_-]{0,39}")), 1..5),
         sinks in prop::collection::vec((name(), path(), text()), 0..4),
     ) -> Option<Workflow> {
         let mut builder = Workflow::builder(title);

@@ -107,7 +107,7 @@ fn main() -> ExitCode {
         .enable_all()
         .build()
         .map_err(rowmill_executor::Error::from)
-        .and_then(|runtime| runtime.block_on(run(options, asked_to_stop())));
+        .and_then(|runtime| runtime.block_on(run(options, Box::pin(asked_to_stop()))));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

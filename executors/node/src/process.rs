@@ -21,6 +21,7 @@ use ballista_executor::metrics::LoggingMetricsCollector;
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::prelude::SessionConfig;
+use futures::future::BoxFuture;
 use rowmill_wire::MESSAGE_BYTES;
 use rowmill_wire::alive::{AliveRequest, say_alive};
 use rowmill_wire::codec::RowmillCodec;
@@ -48,7 +49,12 @@ const MEMORY_SHARE: f64 = 0.6;
 /// # Errors
 /// A port or the work directory cannot be used, or a scheduler refuses it at the start. One that is silent is waited for,
 /// then and later.
-pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(), Error> {
+pub fn run(options: Options, stop: BoxFuture<'static, ()>) -> BoxFuture<'static, Result<(), Error>> {
+    // Boxed, so that Ballista's code is generated in this crate and not in each that calls it.
+    Box::pin(run_until(options, stop))
+}
+
+async fn run_until(options: Options, mut stop: BoxFuture<'static, ()>) -> Result<(), Error> {
     let work_dir = WorkDir::take(&options.work_dir)?;
     let (flight, flight_port) = listen(&options, options.flight_port).await?;
     let (task_listener, task_port) = listen(&options, options.task_port).await?;
@@ -95,7 +101,6 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
 
     let mut member =
         Member { options: &options, metadata, tasks: &tasks, work_dir: &work_dir, channel: None, draining: false };
-    tokio::pin!(stop);
     tokio::select! {
         () = &mut stop => return Ok(()),
         joined = member.join_when_there() => joined?,

@@ -14,6 +14,7 @@ use datafusion::optimizer::OptimizerRule;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::StreamExt as _;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use rowmill_engine::elsewhere::{Elsewhere, Part, Reported};
 use rowmill_spec::{Diagnostic, Fault};
@@ -134,7 +135,11 @@ impl Cluster {
     ///
     /// # Errors
     /// It does not answer, or refuses.
-    pub async fn status(&self) -> Result<StatusResponse, ConnectError> {
+    pub fn status(&self) -> BoxFuture<'_, Result<StatusResponse, ConnectError>> {
+        Box::pin(self.ask_status())
+    }
+
+    async fn ask_status(&self) -> Result<StatusResponse, ConnectError> {
         let channel = self.channel().await?;
         match tokio::time::timeout(SILENCE, status(channel)).await {
             Ok(Ok(answer)) => Ok(answer),

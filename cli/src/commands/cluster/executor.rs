@@ -21,7 +21,7 @@ pub(crate) async fn executor(arguments: &ExecutorArguments, settings: &Settings)
         Ok(options) => options,
         Err(reports) => return refuse(reports),
     };
-    match run(options, asked_to_stop()).await {
+    match run(options, Box::pin(asked_to_stop())).await {
         Ok(()) => exit::SUCCESS,
         Err(error) => refuse(match &error {
             Error::Refused(_) => environment("RM0708", error.to_string(), "is it the cluster's token, and its build?"),

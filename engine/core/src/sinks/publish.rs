@@ -290,23 +290,13 @@ impl StagedSink {
         match &self.place {
             Place::Imagined => {}
             Place::Local { folder, .. } => {
-                // Writers that were aborted may be in the middle of a write and put a file back, folder and all; they
-                // end soon. The folder is gone when it stays so for a while.
-                let mut gone = 0;
-                for _ in 0..100 {
-                    match fs::remove_dir_all(folder) {
-                        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                            tracing::debug!(folder = %folder.display(), %error, "the staging folder is still in use");
-                        }
-                        _ => {}
-                    }
-                    gone = if folder.exists() { 0 } else { gone + 1 };
-                    if gone == 5 {
-                        return;
-                    }
-                    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                // On a thread that sleeps for itself: the runtime's clock stands still while operators that compute for
+                // long hold all of its threads.
+                let folder = folder.clone();
+                let removing = tokio::task::spawn_blocking(move || remove_staging(&folder));
+                if let Err(error) = removing.await {
+                    tracing::warn!("removing what was staged: {error}");
                 }
-                tracing::warn!(folder = %folder.display(), "cannot remove the staging folder; the next run will");
             }
             Place::Object { store, staged, directory, .. } => {
                 let objects = match directory {
@@ -390,6 +380,26 @@ fn file_order(path: &Path) -> (u64, String) {
         .and_then(|number| number.parse().ok())
         .unwrap_or(u64::MAX);
     (number, name)
+}
+
+/// Removes a staging folder. Writers that were aborted may be in the middle of a write and put a file back, folder and
+/// all; they end soon. The folder is gone when it stays so for a while.
+fn remove_staging(folder: &Path) {
+    let mut gone = 0;
+    for _ in 0..100 {
+        match fs::remove_dir_all(folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::debug!(folder = %folder.display(), %error, "the staging folder is still in use");
+            }
+            _ => {}
+        }
+        gone = if folder.exists() { 0 } else { gone + 1 };
+        if gone == 5 {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    tracing::warn!(folder = %folder.display(), "cannot remove the staging folder; the next run will");
 }
 
 /// Exchanges two directories in one step where the system can; elsewhere in two, with a moment between.

@@ -10,7 +10,7 @@ use crate::model::{
     Compression, CsvOptions, FileSource, Format, Param, ResourceClass, Resources, SchemaPolicy, Sink, Source,
     SourceKind, SqlStep, Step, StepKind, Variable,
 };
-use crate::names::{self, is_identifier, normalize};
+use crate::names::{self, normalize};
 use crate::span::{Span, Spanned};
 use crate::suggest::listed;
 use crate::types::{LogicalType, Value, check_usable};
@@ -279,17 +279,14 @@ fn step_kind(reading: &mut Reading<'_>, fields: &Fields<'_>, name: &Spanned<Stri
     }
 }
 
-/// As long as the name of a class may be: executors carry theirs in their own names.
-const MOST_CLASS_CHARS: usize = 40;
-
 fn class(reading: &mut Reading<'_>, node: &Node) -> Option<Spanned<ResourceClass>> {
     let word = reading.text(node, "`class`")?;
     let word = Spanned::new(normalize(&word.value), word.span);
-    let small = word.value.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-".contains(c));
-    if !is_identifier(&word.value.replace('-', "_")) || !small || word.value.len() > MOST_CLASS_CHARS {
-        let report = names::bad_name("resource class", &word, node.span);
-        let report = report.help(format!("it has small letters, digits, `_` and `-`, at most {MOST_CLASS_CHARS}"));
+    if !names::is_class(&word.value) {
+        let message = format!("`{}` cannot be the name of a resource class", word.value.escape_debug());
+        let rule = "classes begin with a small letter and hold small letters, digits, `_` and `-`, at most 40";
         let builtin = listed(keys::CLASSES.iter().copied());
+        let report = Diagnostic::error(codes::BAD_NAME, message).at(node.span, rule);
         reading.report(report.help(format!("the built-in classes are {builtin}")));
         return None;
     }
