@@ -13,7 +13,8 @@ use arrow::json::ReaderBuilder;
 use reqwest::header::{HeaderMap, HeaderName};
 use serde_json::Value;
 
-use crate::options::{OptionsError, Pointer, ResponseColumn, Source};
+use crate::options::{OptionsError, ResponseColumn, Source};
+use crate::pointer::Pointer;
 
 /// Where a column comes from, compiled.
 #[derive(Debug, Clone)]

@@ -16,6 +16,8 @@ mod factory;
 mod json_body;
 mod many;
 mod options;
+mod plan;
+mod pointer;
 mod retry_after;
 mod session;
 mod step;

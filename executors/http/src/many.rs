@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use crate::options::ManyPlan;
+use crate::plan::ManyPlan;
 
 /// An item's part of an answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,7 +65,7 @@ fn cut(text: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::Pointer;
+    use crate::pointer::Pointer;
     use serde_json::json;
 
     fn plan(key: Option<&str>) -> ManyPlan {

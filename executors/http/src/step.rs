@@ -11,7 +11,8 @@ use rowmill_step::{
 
 use crate::client::HttpClient;
 use crate::connection::HttpConnection;
-use crate::options::{Body, HttpOptions, OptionsError, Plan};
+use crate::options::{HttpOptions, OptionsError};
+use crate::plan::{Body, Plan};
 use crate::session::HttpSession;
 use crate::values::has_text;
 

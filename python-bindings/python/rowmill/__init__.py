@@ -26,23 +26,13 @@ from ._errors import (
     WorkflowError,
 )
 from ._expr import Expr, col, lit, when
-from ._frame import (
-    DataFrame,
-    GroupBy,
-    configure,
-    from_arrow,
-    from_pandas,
-    from_polars,
-    from_pydict,
-    from_pylist,
-    read_csv,
-    read_ipc,
-    read_json,
-    read_parquet,
-    sql,
-)
+from ._files import read_csv, read_ipc, read_json, read_parquet
+from ._frame import DataFrame, GroupBy
+from ._interchange import from_arrow, from_pandas, from_polars, from_pydict, from_pylist
 from ._native import __version__
-from ._workflow import Run, SinkRun, StepRun, Workflow, load, run, runs
+from ._runs import Run, SinkRun, StepRun, run, runs
+from ._session import configure, sql
+from ._workflow import Workflow, load
 
 if TYPE_CHECKING:
     from ._step import Step, step

@@ -1,21 +1,19 @@
-"""Lazy frames."""
+"""Lazy frames, and groups of their rows."""
 
 from __future__ import annotations
 
-import html as _html
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Callable
 
 from . import _native
-from ._expr import Expr, When, _column_or_expr, _flat, _literal, _sort_keys, lit
+from ._display import in_notebook, schema_html, table_html, table_text
+from ._expr import Expr, When, _column_or_expr, _flat, _sort_keys, lit
 
 if TYPE_CHECKING:
     import pandas
     import polars
     import pyarrow
-
 
 
 class DataFrame:
@@ -58,13 +56,7 @@ class DataFrame:
         return "\n".join([head, *lines, "not computed: show() prints rows, collect() gives them all"])
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{_html.escape(name)}</td><td>{_html.escape(kind)}</td></tr>" for name, kind in self._native.columns()
-        )
-        return (
-            "<table><thead><tr><th>column</th><th>type</th></tr></thead>"
-            f"<tbody>{rows}</tbody></table><small>lazy: show() or collect() computes it</small>"
-        )
+        return schema_html(self._native.columns())
 
     def explain(self, kind: str = "physical") -> str:
         """The plan: `"logical"` as written, `"optimized"`, or `"physical"` as it will run."""
@@ -131,35 +123,12 @@ class DataFrame:
         """Prints the first rows; in a notebook, as a table."""
         held = self._native.limit(0, rows).collect()
         cells = held.cells(rows)
-        if _in_notebook():
+        if in_notebook():
             from IPython.display import HTML, display
 
-            display(HTML(self._table_html(cells)))
+            display(HTML(table_html(self._native.columns(), cells)))
         else:
-            print(self._table_text(cells))
-
-    def _table_text(self, cells: list[list[str | None]]) -> str:
-        header = self._native.columns()
-        shown = [["null" if cell is None else _short(cell) for cell in row] for row in cells]
-        names = [name for name, _ in header]
-        kinds = [kind for _, kind in header]
-        widths = [max(map(len, column)) for column in zip(names, kinds, *shown)]
-        numeric = [kind.startswith(("int", "uint", "float", "decimal")) for kind in kinds]
-
-        def line(row: list[str]) -> str:
-            parts = (cell.rjust(w) if number else cell.ljust(w) for cell, w, number in zip(row, widths, numeric))
-            return "  ".join(parts).rstrip()
-
-        return "\n".join([line(names), line(kinds), line(["-" * w for w in widths]), *map(line, shown)])
-
-    def _table_html(self, cells: list[list[str | None]]) -> str:
-        header = self._native.columns()
-        head = "".join(f"<th>{_html.escape(name)}<br><small>{_html.escape(kind)}</small></th>" for name, kind in header)
-        body = "".join(
-            "<tr>" + "".join("<td><i>null</i></td>" if c is None else f"<td>{_html.escape(_short(c))}</td>" for c in row) + "</tr>"
-            for row in cells
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            print(table_text(self._native.columns(), cells))
 
     # Building.
 
@@ -255,16 +224,16 @@ class DataFrame:
         """The rows of all; columns meet by position, or by name, where missing ones are null."""
         frame = self._native
         for other in others:
-            frame = frame.union(frame_of(other)._native, by_name, distinct)
+            frame = frame.union(_native_frame(other), by_name, distinct)
         return self._then(frame)
 
     def intersect(self, other: DataFrame) -> DataFrame:
         """Different rows that both have."""
-        return self._then(self._native.intersect(frame_of(other)._native))
+        return self._then(self._native.intersect(_native_frame(other)))
 
     def except_(self, other: DataFrame) -> DataFrame:
         """Different rows that the other does not have."""
-        return self._then(self._native.except_(frame_of(other)._native))
+        return self._then(self._native.except_(_native_frame(other)))
 
     def explode(self, *columns: str) -> DataFrame:
         """One row for each element of the lists in these columns; null lists give one row of null."""
@@ -301,7 +270,7 @@ class DataFrame:
                 raise ValueError("a join needs `on`, or as many `left_on` as `right_on`")
         left_keys = [_column_or_expr(key)._native for key in left]
         right_keys = [_column_or_expr(key)._native for key in right]
-        return self._then(self._native.join(frame_of(other)._native, left_keys, right_keys, how, suffix))
+        return self._then(self._native.join(_native_frame(other), left_keys, right_keys, how, suffix))
 
     def pipe(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """`function(frame, ...)`, for chains."""
@@ -381,7 +350,7 @@ class DataFrame:
             options["partition_by"] = [partition_by] if isinstance(partition_by, str) else list(partition_by)
         if csv is not None:
             options["csv"] = csv
-        return _native.write_files(self._native, _path(path), options)
+        return _native.write_files(self._native, os.fspath(path), options)
 
 
 class GroupBy:
@@ -419,202 +388,7 @@ def _operand(value: Any) -> Expr:
     return lit(value)
 
 
-def _short(text: str, most: int = 60) -> str:
-    text = text.replace("\n", "⏎")
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _native_frame(data: Any) -> _native.Frame:
+    from ._interchange import frame_of
 
-
-def _in_notebook() -> bool:
-    shell = sys.modules.get("IPython")
-    if shell is None:
-        return False
-    running = shell.get_ipython()
-    return running is not None and hasattr(running, "kernel")
-
-
-def _path(path: Any) -> str:
-    return os.fspath(path)
-
-
-def _paths(path: Any) -> list[str]:
-    return [_path(one) for one in path] if isinstance(path, (list, tuple)) else [_path(path)]
-
-
-def _types(types: Any) -> list[tuple[str, str]]:
-    return list(types.items()) if isinstance(types, Mapping) else list(types)
-
-
-def _file_options(format: str | None, options: dict[str, Any]) -> dict[str, Any]:
-    made: dict[str, Any] = {} if format is None else {"format": format}
-    for key, value in options.items():
-        if value is not None:
-            made[key] = _types(value) if key in ("schema", "partitions") else value
-    return made
-
-
-def read_parquet(
-    path: Any,
-    *,
-    schema: Mapping[str, str] | None = None,
-    schema_policy: str | None = None,
-    partitions: Mapping[str, str] | None = None,
-) -> DataFrame:
-    """A frame over Parquet files: a path, a directory, a glob, a URL, or a list of them.
-
-    `schema_policy` is `"strict"` (files agree) or `"union"` (columns are united, numbers widen). `partitions` are
-    columns found in directory names (`year=2013/`) with their types.
-    """
-    options = {"schema": schema, "schema_policy": schema_policy, "partitions": partitions}
-    return DataFrame(_native.read_files(_paths(path), _file_options("parquet", options)))
-
-
-def read_csv(
-    path: Any,
-    *,
-    schema: Mapping[str, str] | None = None,
-    schema_policy: str | None = None,
-    partitions: Mapping[str, str] | None = None,
-    compression: str | None = None,
-    header: bool = True,
-    delimiter: str = ",",
-    quote: str = '"',
-    escape: str | None = None,
-    comment: str | None = None,
-    null: str | None = None,
-    newlines_in_values: bool = False,
-    infer_rows: int = 10_000,
-) -> DataFrame:
-    """A frame over CSV files; types are found in the first `infer_rows` rows, unless `schema` declares them."""
-    csv: dict[str, Any] = {
-        "header": header, "delimiter": delimiter, "quote": quote, "escape": escape, "comment": comment, "null": null,
-        "newlines_in_values": newlines_in_values, "infer_rows": infer_rows,
-    }  # fmt: skip
-    options = {"schema": schema, "schema_policy": schema_policy, "partitions": partitions, "compression": compression}
-    made = _file_options("csv", options)
-    made["csv"] = {key: value for key, value in csv.items() if value is not None}
-    return DataFrame(_native.read_files(_paths(path), made))
-
-
-def read_json(
-    path: Any,
-    *,
-    schema: Mapping[str, str] | None = None,
-    schema_policy: str | None = None,
-    partitions: Mapping[str, str] | None = None,
-    compression: str | None = None,
-) -> DataFrame:
-    """A frame over files of one JSON object a line."""
-    options = {"schema": schema, "schema_policy": schema_policy, "partitions": partitions, "compression": compression}
-    return DataFrame(_native.read_files(_paths(path), _file_options("json", options)))
-
-
-def read_ipc(
-    path: Any,
-    *,
-    schema: Mapping[str, str] | None = None,
-    schema_policy: str | None = None,
-    partitions: Mapping[str, str] | None = None,
-) -> DataFrame:
-    """A frame over Arrow IPC files."""
-    options = {"schema": schema, "schema_policy": schema_policy, "partitions": partitions}
-    return DataFrame(_native.read_files(_paths(path), _file_options("arrow", options)))
-
-
-def from_arrow(data: Any) -> DataFrame:
-    """A frame over anything that has Arrow's C stream or array interface (pyarrow, Polars, pandas, DuckDB ...). Columns
-    are shared, not copied. A stream is read at once."""
-    native = _native.from_arrow(data)
-    if native is None:
-        raise TypeError(f"an object of type {type(data).__name__} gives no Arrow data: it has no __arrow_c_stream__")
-    return DataFrame(native)
-
-
-def from_pandas(frame: pandas.DataFrame, *, index: bool = False) -> DataFrame:
-    """A frame over a pandas frame; its index becomes columns only if `index`."""
-    import pyarrow
-
-    return from_arrow(pyarrow.Table.from_pandas(frame, preserve_index=index).replace_schema_metadata(None))
-
-
-def from_polars(frame: polars.DataFrame | polars.LazyFrame) -> DataFrame:
-    """A frame over a Polars frame; a lazy one is collected."""
-    collect = getattr(frame, "collect", None)
-    return from_arrow(collect() if collect is not None else frame)
-
-
-def from_pydict(columns: Mapping[str, Any]) -> DataFrame:
-    """A frame of lists, numpy arrays or Arrow arrays by column."""
-    import pyarrow
-
-    return from_arrow(pyarrow.table(dict(columns)))
-
-
-def from_pylist(rows: list[Mapping[str, Any]]) -> DataFrame:
-    """A frame of dictionaries, one a row."""
-    import pyarrow
-
-    return from_arrow(pyarrow.Table.from_pylist(list(rows)))
-
-
-def frame_of(data: Any) -> DataFrame:
-    """Whatever holds a table, as a frame."""
-    if isinstance(data, DataFrame):
-        return data
-    module = type(data).__module__.partition(".")[0]
-    if module == "pandas":
-        return from_pandas(data)
-    if module == "polars":
-        return from_polars(data)
-    if isinstance(data, Mapping):
-        return from_pydict(data)
-    return from_arrow(data)
-
-
-def sql(query: str, *, params: Mapping[str, Any] | None = None, **frames: Any) -> DataFrame:
-    """A query over frames and files: `sql("select * from t where x > $low", t=frame, params={"low": 3})`.
-
-    Tables are looked for among the keyword arguments, then among the variables of the caller, local before global; a
-    frame of pandas or Polars and a pyarrow table will do too. A quoted path is a file: `from 'data.parquet'`.
-    """
-    found: dict[str, _native.Frame] = {}
-    caller = sys._getframe(1)
-    folded = {name.lower(): value for name, value in frames.items()}
-    for name in _native.sql_tables(query):
-        value = frames.get(name, folded.get(name.lower()))
-        if value is None:
-            value = _variable(caller, name)
-        if value is not None:
-            found[name] = frame_of(value)._native
-    given = {name: _literal(value) for name, value in (params or {}).items()}
-    return DataFrame(_native.sql(query, found, given), query)
-
-
-def _variable(caller: Any, name: str) -> Any:
-    """A variable of the caller that holds a table; SQL folds names that are not quoted, Python does not."""
-    for scope in (caller.f_locals, caller.f_globals):
-        for candidate in (name, *(other for other in scope if isinstance(other, str) and other.lower() == name.lower())):
-            value = scope.get(candidate)
-            if isinstance(value, DataFrame) or hasattr(type(value), "__arrow_c_stream__"):
-                return value
-    return None
-
-
-def configure(
-    *,
-    memory: str | None = None,
-    threads: int | None = None,
-    config: Any = None,
-    **settings: Any,
-) -> None:
-    """Opens a new session for what is made from now on: `configure(memory="4GB", threads=4)`.
-
-    Other settings are those of `rowmill config show`, with `__` for the dot: `execution__batch_rows=8192`. `config` is a
-    configuration file. Without this call the session is opened on first use, with `rowmill.yaml` of the working folder
-    and the `ROWMILL_*` variables, as the command does.
-    """
-    pairs = [(key.replace("__", "."), str(value)) for key, value in settings.items()]
-    if memory is not None:
-        pairs.append(("execution.memory", str(memory)))
-    if threads is not None:
-        pairs.append(("execution.threads", str(threads)))
-    _native.configure(None if config is None else os.fspath(config), pairs)
+    return frame_of(data)._native

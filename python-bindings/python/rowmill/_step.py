@@ -12,13 +12,20 @@ import pyarrow as pa
 
 from . import _native
 from ._expr import Expr, When, _native_of
-from ._functions import Policy, RowStep, Warm, fields_of, flavors_of, hints_of, kind_of, parameters_of, schema_of, type_of
-
-_OPTIONS = {
-    "batch", "effects", "on_error", "default", "max_errors", "retries", "in_flight", "name", "workers", "memory",
-    "timeout", "cache", "rate_limit", "resources",
-}  # fmt: skip
-_CACHE = {"tier", "key", "ttl", "max_size", "connection"}
+from ._functions import (
+    Policy,
+    RowStep,
+    Warm,
+    accepts,
+    fields_of,
+    flavors_of,
+    hints_of,
+    kind_of,
+    parameters_of,
+    schema_of,
+    type_of,
+)
+from ._step_options import OPTIONS, cache_policy, max_errors, rate_per_s, size_bytes
 
 
 @overload
@@ -102,9 +109,9 @@ class Step:
     """A Python function as a step; calling it with plain values calls the function."""
 
     def __init__(self, function: Any, returns: Any, options: dict[str, Any]) -> None:
-        unknown = set(options) - _OPTIONS
+        unknown = set(options) - OPTIONS
         if unknown:
-            raise TypeError(f"a step has no option `{sorted(unknown)[0]}`; it has returns, {', '.join(sorted(_OPTIONS))}")
+            raise TypeError(f"a step has no option `{sorted(unknown)[0]}`; it has returns, {', '.join(sorted(OPTIONS))}")
         if not callable(function):
             raise TypeError(f"a step is a function or a class with __call__, not {type(function).__name__}")
         self.function, self.returns, self.options = function, returns, dict(options)
@@ -125,10 +132,10 @@ class Step:
         self.workers = options.get("workers")
         if self.workers is not None and (not isinstance(self.workers, int) or self.workers < 1):
             raise ValueError("workers is a number from 1 on")
-        self._memory = _bytes(options.get("memory"))
-        self._max_errors = _max_errors(options.get("max_errors"))
-        self._rate = _rate(options.get("rate_limit"))
-        self._cache = self._cache_policy(options.get("cache"))
+        self._memory = size_bytes(options.get("memory"))
+        self._max_errors = max_errors(options.get("max_errors"))
+        self._rate = rate_per_s(options.get("rate_limit"))
+        self._cache = cache_policy(options.get("cache"), self.name, self.effects, self._parameters)
         self.resources = options.get("resources")
         if self.resources is not None and not (isinstance(self.resources, str) and self.resources):
             raise ValueError('resources is a class of machine: "cpu", "memory", "io", "gpu" or a name of yours')
@@ -215,34 +222,6 @@ class Step:
         import cloudpickle
 
         return cloudpickle.dumps(self.function)
-
-    def _cache_policy(self, said: Any) -> dict[str, Any] | None:
-        if said is None or said is False:
-            return None
-        if isinstance(said, str):
-            said = {"tier": said}
-        elif said is True:
-            said = {}
-        if not isinstance(said, dict):
-            raise TypeError('cache is True, "memory", "disk", or a mapping such as {"tier": "disk", "ttl": "1h"}')
-        unknown = set(said) - _CACHE
-        if unknown:
-            raise TypeError(f"a cache has no `{sorted(unknown)[0]}`; it has {', '.join(sorted(_CACHE))}")
-        if self.effects == "once":
-            raise ValueError(
-                f"`{self.name}` has effects \"once\", so its answers cannot be kept instead; "
-                "say effects=\"idempotent\" (or \"pure\") if leaving calls out does no harm"
-            )
-        key = said.get("key")
-        key = [key] if isinstance(key, str) else None if key is None else list(key)
-        for column in key or ():
-            if column not in self._parameters:
-                raise ValueError(f"`{self.name}` has no parameter `{column}` to cache by; it has {', '.join(self._parameters)}")
-        ttl = said.get("ttl")
-        return {
-            "tier": said.get("tier", "memory"), "key": key, "ttl_s": None if ttl is None else _seconds(ttl),
-            "max_size": _bytes(said.get("max_size")), "connection": said.get("connection"),
-        }  # fmt: skip
 
     def _travelling(self) -> str | bytes:
         """How a worker finds the function: by module and name, where that leads to it, or pickled."""
@@ -392,92 +371,7 @@ class Step:
         hint = self._hints.get(name)
         if hint is None or self._kind == "batch":
             return
-        wanted = _accepts(hint)
+        wanted = accepts(hint)
         if wanted is not None and not kind.startswith(wanted):
             shown = getattr(hint, "__name__", str(hint))
             raise TypeError(f"`{self.name}` takes `{name}: {shown}`, but the column `{name}` is {kind}")
-
-
-def _bytes(size: str | int | None) -> int | None:
-    """`"2GB"` in bytes."""
-    if size is None or isinstance(size, int):
-        return size
-    units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-    text = size.strip().lower()
-    digits = text.rstrip("kmgib ")
-    unit = text[len(digits):].strip()
-    try:
-        return int(float(digits) * units[unit])
-    except (ValueError, KeyError):
-        raise ValueError(f"{size!r} is no size; write 500MB or 2GB") from None
-
-
-def _seconds(time: str | float) -> float:
-    """`"250ms"`, `"5s"`, `"2m"`, `"1h"` or `"7d"` in seconds; a number is seconds."""
-    units = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-    if isinstance(time, str):
-        digits = time.strip().rstrip("abcdefghijklmnopqrstuvwxyz ")
-        try:
-            seconds = float(digits) * units[time.strip()[len(digits):].strip()]
-        except (ValueError, KeyError):
-            raise ValueError(f"{time!r} is no time; write 250ms, 5s, 2m, 1h or 7d") from None
-    else:
-        seconds = float(getattr(time, "total_seconds", lambda: time)())
-    if not 0 < seconds < float("inf"):
-        raise ValueError(f"{time!r} is no time; it is more than nothing")
-    return seconds
-
-
-def _rate(said: str | float | None) -> float | None:
-    """`"100/s"` or `"3000/min"` as calls in a second; a number is just that."""
-    if said is None:
-        return None
-    units = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-    try:
-        count, _, unit = said.partition("/") if isinstance(said, str) else (said, "", "s")
-        rate = float(count) / units[unit.strip()]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{said!r} is no rate; write 100, \"100/s\" or \"3000/min\"") from None
-    if not 0 < rate < float("inf"):
-        raise ValueError(f"{said!r} is no rate; it is a number above 0")
-    return rate
-
-
-def _max_errors(said: int | float | str | None) -> tuple[float, bool] | None:
-    """`100` rows, or a share such as `"1%"` or `0.01`: the number, and whether it is a share."""
-    if said is None:
-        return None
-    try:
-        if isinstance(said, str):
-            share = float(said.strip().removesuffix("%")) / 100 if said.strip().endswith("%") else None
-        else:
-            share = said if isinstance(said, float) else None
-        number = float(said) if share is None else share
-    except (ValueError, TypeError):
-        number, share = -1.0, None
-    if number < 0 or (share is not None and share > 1) or isinstance(said, bool):
-        raise ValueError(f"max_errors={said!r} is neither a number of rows nor a share such as \"1%\"")
-    return (number, share is not None)
-
-
-def _accepts(hint: Any) -> tuple[str, ...] | None:
-    """Logical types that a parameter of this annotation can be given; None where it does not say."""
-    import datetime
-    import decimal
-    import types
-
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        parts = [_accepts(one) for one in inner if one is not type(None)]
-        return None if None in parts or not parts else tuple(word for part in parts if part for word in part)
-    if origin is typing.Annotated:
-        return _accepts(inner[0])
-    plain: dict[Any, tuple[str, ...]] = {
-        bool: ("bool",), int: ("int", "uint"), float: ("float", "int", "uint"), str: ("string",), bytes: ("binary",),
-        datetime.datetime: ("timestamp",), datetime.date: ("date",), datetime.time: ("time(",),
-        decimal.Decimal: ("decimal",), list: ("list",), dict: ("struct", "map"),
-    }  # fmt: skip
-    try:
-        return plain.get(origin or hint)
-    except TypeError:
-        return None

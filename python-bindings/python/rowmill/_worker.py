@@ -23,7 +23,10 @@ else:
 
     _here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != _here]
-    _spec = importlib.util.spec_from_file_location("rowmill_functions", os.path.join(_here, "_functions.py"))
+    _folder = os.path.join(_here, "_functions")
+    _spec = importlib.util.spec_from_file_location(
+        "rowmill_functions", os.path.join(_folder, "__init__.py"), submodule_search_locations=[_folder]
+    )
     assert _spec is not None and _spec.loader is not None
     _functions = importlib.util.module_from_spec(_spec)
     sys.modules["rowmill_functions"] = _functions

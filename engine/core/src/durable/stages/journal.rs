@@ -1,0 +1,91 @@
+//! What the run store knows of a stage: that it is there, its manifest, its commits, its status.
+
+use rowmill_spec::{Diagnostic, Fault};
+use rowmill_store::{ChunkSpec, CommittedChunk, NewStage, PageRequest, StageId, StageStatus};
+
+use super::{Stop, Work};
+use crate::durable::chunks::ChunkFile;
+
+impl Work<'_> {
+    /// Registers the next stage.
+    pub(super) async fn stage(&self, next: &mut u32, name: &str, class: &str, print: String) -> Result<StageId, Stop> {
+        let id = StageId { version: self.version, stage: *next };
+        *next += 1;
+        let stage = NewStage {
+            id,
+            name: name.to_owned(),
+            class: class.to_owned(),
+            fingerprint: print,
+            payload: self.stage_payload(),
+        };
+        match patiently!(self.durable.store.put_stages(&self.fence, std::slice::from_ref(&stage))) {
+            Err(rowmill_store::Error::Conflict { .. }) => {
+                let message = format!("run {}: stage `{name}` is not what it was when the run began", self.run);
+                Err(Stop::Report(Box::new(Diagnostic::error("RM0802", message).fault(Fault::Data).help(
+                    "the workflow, its configuration or Rowmill itself changed; start over with `rowmill resume --restart`",
+                ))))
+            }
+            Err(error) => Err(error.into()),
+            Ok(()) => Ok(id),
+        }
+    }
+
+    pub(in crate::durable) async fn committed(&self, stage: StageId) -> Result<Vec<CommittedChunk>, Stop> {
+        let mut all = Vec::new();
+        let mut page = PageRequest::first(10_000);
+        loop {
+            let found = patiently!(self.durable.store.committed(self.run, stage, &page))?;
+            all.extend(found.items);
+            match found.next {
+                Some(next) => page = PageRequest::after(next, 10_000),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    pub(in crate::durable) async fn manifest(&self, stage: StageId) -> Result<Vec<ChunkSpec>, Stop> {
+        let mut all = Vec::new();
+        let mut page = PageRequest::first(10_000);
+        loop {
+            let found = patiently!(self.durable.store.chunks(self.run, stage, &page))?;
+            all.extend(found.items);
+            match found.next {
+                Some(next) => page = PageRequest::after(next, 10_000),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    pub(in crate::durable) async fn is_sealed(&self, stage: StageId) -> Result<bool, Stop> {
+        let stages = patiently!(self.durable.store.stages(self.run, self.version))?;
+        Ok(stages.iter().any(|known| known.id == stage && known.chunk_count.is_some()))
+    }
+
+    pub(super) async fn status(&self, stage: StageId, status: StageStatus) -> Result<(), Stop> {
+        Ok(patiently!(self.durable.store.set_stage_status(&self.fence, stage, status, None))?)
+    }
+
+    /// The attempt's number among those of the run: its fencing token.
+    pub(super) fn attempt_number(&self) -> u32 {
+        u32::try_from(self.fence.token).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn spec(&self, chunk: u64, file: &ChunkFile) -> ChunkSpec {
+        ChunkSpec {
+            chunk,
+            path: self.relative(&file.path),
+            etag: None,
+            size_bytes: Some(file.bytes),
+            row_start: None,
+            row_count: Some(file.rows),
+            schema_fingerprint: String::new(),
+            partitions: 1,
+            payload: Vec::new(),
+        }
+    }
+}
+
+/// The run store's form of outcome counts.
+pub(in crate::durable) fn store_counts(counts: &rowmill_step::OutcomeCounts) -> rowmill_store::OutcomeCounts {
+    rowmill_store::OutcomeCounts::from_array(rowmill_step::Outcome::ALL.map(|outcome| counts.get(outcome)))
+}

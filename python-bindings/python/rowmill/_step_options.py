@@ -1,0 +1,104 @@
+"""What the options of a step may say: sizes, times, rates, bounds and caches, read into numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+OPTIONS = {
+    "batch", "effects", "on_error", "default", "max_errors", "retries", "in_flight", "name", "workers", "memory",
+    "timeout", "cache", "rate_limit", "resources",
+}  # fmt: skip
+_CACHE = {"tier", "key", "ttl", "max_size", "connection"}
+
+
+def size_bytes(size: str | int | None) -> int | None:
+    """`"2GB"` in bytes."""
+    if size is None or isinstance(size, int):
+        return size
+    units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    text = size.strip().lower()
+    digits = text.rstrip("kmgib ")
+    unit = text[len(digits):].strip()
+    try:
+        return int(float(digits) * units[unit])
+    except (ValueError, KeyError):
+        raise ValueError(f"{size!r} is no size; write 500MB or 2GB") from None
+
+
+def time_s(time: str | float) -> float:
+    """`"250ms"`, `"5s"`, `"2m"`, `"1h"` or `"7d"` in seconds; a number is seconds."""
+    units = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+    if isinstance(time, str):
+        digits = time.strip().rstrip("abcdefghijklmnopqrstuvwxyz ")
+        try:
+            seconds = float(digits) * units[time.strip()[len(digits):].strip()]
+        except (ValueError, KeyError):
+            raise ValueError(f"{time!r} is no time; write 250ms, 5s, 2m, 1h or 7d") from None
+    else:
+        seconds = float(getattr(time, "total_seconds", lambda: time)())
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"{time!r} is no time; it is more than nothing")
+    return seconds
+
+
+def rate_per_s(said: str | float | None) -> float | None:
+    """`"100/s"` or `"3000/min"` as calls in a second; a number is just that."""
+    if said is None:
+        return None
+    units = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+    try:
+        count, _, unit = said.partition("/") if isinstance(said, str) else (said, "", "s")
+        rate = float(count) / units[unit.strip()]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{said!r} is no rate; write 100, \"100/s\" or \"3000/min\"") from None
+    if not 0 < rate < float("inf"):
+        raise ValueError(f"{said!r} is no rate; it is a number above 0")
+    return rate
+
+
+def max_errors(said: int | float | str | None) -> tuple[float, bool] | None:
+    """`100` rows, or a share such as `"1%"` or `0.01`: the number, and whether it is a share."""
+    if said is None:
+        return None
+    try:
+        if isinstance(said, str):
+            share = float(said.strip().removesuffix("%")) / 100 if said.strip().endswith("%") else None
+        else:
+            share = said if isinstance(said, float) else None
+        number = float(said) if share is None else share
+    except (ValueError, TypeError):
+        number, share = -1.0, None
+    if number < 0 or (share is not None and share > 1) or isinstance(said, bool):
+        raise ValueError(f"max_errors={said!r} is neither a number of rows nor a share such as \"1%\"")
+    return (number, share is not None)
+
+
+def cache_policy(said: Any, name: str, effects: str, parameters: Collection[str]) -> dict[str, Any] | None:
+    """What `cache=` says of the step `name`; None where it keeps no answers."""
+    if said is None or said is False:
+        return None
+    if isinstance(said, str):
+        said = {"tier": said}
+    elif said is True:
+        said = {}
+    if not isinstance(said, dict):
+        raise TypeError('cache is True, "memory", "disk", or a mapping such as {"tier": "disk", "ttl": "1h"}')
+    unknown = set(said) - _CACHE
+    if unknown:
+        raise TypeError(f"a cache has no `{sorted(unknown)[0]}`; it has {', '.join(sorted(_CACHE))}")
+    if effects == "once":
+        raise ValueError(
+            f"`{name}` has effects \"once\", so its answers cannot be kept instead; "
+            "say effects=\"idempotent\" (or \"pure\") if leaving calls out does no harm"
+        )
+    key = said.get("key")
+    key = [key] if isinstance(key, str) else None if key is None else list(key)
+    for column in key or ():
+        if column not in parameters:
+            raise ValueError(f"`{name}` has no parameter `{column}` to cache by; it has {', '.join(parameters)}")
+    ttl = said.get("ttl")
+    return {
+        "tier": said.get("tier", "memory"), "key": key, "ttl_s": None if ttl is None else time_s(ttl),
+        "max_size": size_bytes(said.get("max_size")), "connection": said.get("connection"),
+    }  # fmt: skip
