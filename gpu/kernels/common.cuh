@@ -59,13 +59,11 @@ __device__ __forceinline__ u64 ordered(i128 v) { return ordered((i64)v); }
 
 template <class T> __device__ __forceinline__ bool less(T a, T b) { return a < b; }
 template <class T> __device__ __forceinline__ bool same(T a, T b) { return a == b; }
-// SQL's comparisons: as total order, but that -0.0 equals 0.0.
-__device__ __forceinline__ u64 compared(f64 v) { return ordered(v == 0 ? 0.0 : v); }
-__device__ __forceinline__ u64 compared(f32 v) { return ordered(v == 0 ? 0.0f : v); }
-__device__ __forceinline__ bool less(f64 a, f64 b) { return compared(a) < compared(b); }
-__device__ __forceinline__ bool less(f32 a, f32 b) { return compared(a) < compared(b); }
-__device__ __forceinline__ bool same(f64 a, f64 b) { return compared(a) == compared(b); }
-__device__ __forceinline__ bool same(f32 a, f32 b) { return compared(a) == compared(b); }
+// SQL's comparisons: as total order, but that -0.0 equals 0.0. So numbers compare as IEEE has it, and NaN by its bits.
+__device__ __forceinline__ bool less(f64 a, f64 b) { return a < b || ((a != a || b != b) && ordered(a) < ordered(b)); }
+__device__ __forceinline__ bool less(f32 a, f32 b) { return a < b || ((a != a || b != b) && ordered(a) < ordered(b)); }
+__device__ __forceinline__ bool same(f64 a, f64 b) { return a == b || __double_as_longlong(a) == __double_as_longlong(b); }
+__device__ __forceinline__ bool same(f32 a, f32 b) { return a == b || __float_as_uint(a) == __float_as_uint(b); }
 // Values for which min and max of a group hang on the order of the rows: NaN, and one zero beside the other.
 __device__ __forceinline__ u32 unordered(f64 v) {
     return v != v || (v == 0 && (u64)__double_as_longlong(v) >> 63) ? FAULT_UNORDERED : 0;

@@ -97,6 +97,8 @@ impl Port {
             let fits = match self.item {
                 DataType::Utf8 => data_type.is_string(),
                 DataType::Boolean => *data_type == DataType::Boolean,
+                // What stands behind the point would be lost without a word.
+                _ if self.item.is_integer() => data_type.is_integer() || *data_type == DataType::Boolean,
                 _ => data_type.is_numeric() || *data_type == DataType::Boolean,
             };
             if !fits {

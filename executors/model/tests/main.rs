@@ -209,6 +209,11 @@ async fn what_is_wrong_is_told_while_compiling() {
         (model("linear", &[("x", &["p"]), ("b", &["n"])], library.clone()), &input, "takes 3 numbers for an item"),
         (model("gather", &[("i", &["i"])], library.clone()), &text, "column `i` is Utf8"),
         (
+            model("gather", &[("i", &["q"])], library.clone()),
+            &input,
+            "column `q` is Float64, and input `i` takes Int64",
+        ),
+        (
             ModelOptions { output: output("yy"), ..linear(library.clone()) },
             &input,
             "there is no output `yy`; there are y, z",
