@@ -281,12 +281,10 @@ impl Member<'_> {
     }
 }
 
-/// Whether a scheduler answered and said no; anything else may pass.
+/// Whether a scheduler answered and said no; what lies on the way may pass.
 fn is_refusal(status: &tonic::Status) -> bool {
-    matches!(
-        status.code(),
-        tonic::Code::Unauthenticated | tonic::Code::FailedPrecondition | tonic::Code::InvalidArgument
-    )
+    use tonic::Code;
+    !matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown)
 }
 
 async fn listen(options: &Options, port: u16) -> Result<(TcpListener, u16), Error> {
