@@ -70,7 +70,8 @@ fn every_setting_has_an_effect_from_every_layer() {
                 && config.state == defaults.state
                 && config.cache == defaults.cache
                 && config.python == defaults.python
-                && config.gpu == defaults.gpu;
+                && config.gpu == defaults.gpu
+                && config.model == defaults.model;
             assert!(!same, "{} changes nothing", setting.key);
         }
     }
