@@ -121,3 +121,70 @@ fn without_others(plan: Arc<dyn ExecutionPlan>, standing: &HashSet<File>) -> Res
     })?;
     Ok(cleared.data)
 }
+
+#[cfg(test)]
+mod tests {
+    use ballista_core::serde::protobuf::{ShuffleWritePartition, SuccessfulTask};
+    use ballista_core::serde::scheduler::{ExecutorMetadata, PartitionId, PartitionStats};
+    use ballista_scheduler::state::execution_graph::create_task_info;
+    use datafusion::arrow::datatypes::{DataType, Field, Schema};
+    use datafusion::physical_plan::Partitioning;
+
+    use super::*;
+
+    const STAGE: usize = 3;
+
+    fn file(executor: &str, partition: usize, number: u64) -> PartitionLocation {
+        PartitionLocation {
+            map_partition_id: 0,
+            partition_id: PartitionId { job_id: "job".into(), stage_id: STAGE, partition_id: partition },
+            executor_meta: ExecutorMetadata {
+                id: executor.to_owned(),
+                host: "localhost".to_owned(),
+                port: 1,
+                grpc_port: 2,
+                specification: Default::default(),
+                os_info: Default::default(),
+            },
+            partition_stats: PartitionStats::default(),
+            file_id: Some(number),
+            is_sort_shuffle: false,
+        }
+    }
+
+    /// A task that has written file `number` of both partitions.
+    fn done(executor: &str, number: u64) -> TaskInfo {
+        let partition = |partition_id| ShuffleWritePartition {
+            partition_id,
+            file_id: Some(number),
+            ..ShuffleWritePartition::default()
+        };
+        let done = SuccessfulTask {
+            executor_id: executor.to_owned(),
+            partitions: vec![partition(0), partition(1)],
+            ..SuccessfulTask::default()
+        };
+        TaskInfo { task_status: TaskState::Successful(done), ..create_task_info(executor.to_owned(), 0) }
+    }
+
+    #[test]
+    fn what_an_earlier_attempt_left_is_not_read() {
+        let mut standing = HashSet::new();
+        // The second attempt: one task ended, one runs.
+        note_files(STAGE, &[done("a", 1 << 20), create_task_info("b".to_owned(), 1)], &mut standing);
+        let stale = file("a", 0, 0);
+        let listed = vec![
+            vec![stale, file("a", 0, 1 << 20), file("a", 0, 1 << 20)],
+            vec![file("b", 1, 1 << 20), file("a", 1, 1 << 20)],
+        ];
+        let schema = Arc::new(Schema::new(vec![Field::new("x", DataType::Int64, false)]));
+        let reader = ShuffleReaderExec::try_new(STAGE, listed, schema, Partitioning::UnknownPartitioning(2)).unwrap();
+        let plan = without_others(Arc::new(reader), &standing).unwrap();
+        let read = &plan.downcast_ref::<ShuffleReaderExec>().unwrap().partition;
+        let names = |files: &[PartitionLocation]| -> Vec<(String, Option<u64>)> {
+            files.iter().map(|file| (file.executor_meta.id.clone(), file.file_id)).collect()
+        };
+        assert_eq!(names(&read[0]), [("a".to_owned(), Some(1 << 20))], "the stale file and the doubled one are gone");
+        assert_eq!(names(&read[1]), [("a".to_owned(), Some(1 << 20))], "nobody stands behind the file of b");
+    }
+}

@@ -20,6 +20,8 @@ use crate::options::{Output, PythonOptions, Worker};
 use crate::spawner;
 
 /// How much of standard error is kept: its end, where the reason stands.
+/// The variable of a cluster's token.
+const CLUSTER_TOKEN: &str = "ROWMILL_CLUSTER_TOKEN";
 const STDERR_BYTES: usize = 4 << 10;
 /// How long a program may take to end once its input has ended.
 const CLOSE_GRACE: Duration = Duration::from_secs(5);
@@ -77,6 +79,8 @@ impl Process {
             Worker::File(path) => command.arg(path),
         };
         command
+            // What opens a cluster is no business of the functions that run on it.
+            .env_remove(CLUSTER_TOKEN)
             .envs(options.env.iter().cloned())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -28,7 +28,7 @@ use datafusion_proto::protobuf::PhysicalPlanNode;
 use rowmill_engine::elsewhere::Part;
 use rowmill_engine::plan::meter::{Meter, MeterExec};
 use rowmill_engine::plan::streamed::StreamedExec;
-use rowmill_wire::class::{ClassExec, Demand};
+use rowmill_wire::class::{ClassExec, DEFAULT_CLASS, Demand};
 use rowmill_wire::codec::RowmillCodec;
 use rowmill_wire::step::CountExec;
 
@@ -71,7 +71,31 @@ pub(crate) fn place(cluster: &Cluster, part: Part<'_>, plan: Arc<dyn ExecutionPl
     {
         return Ok(leaf);
     }
-    below(cluster, part, plan)
+    let placed = below(cluster, part, plan)?;
+    // Who asks for a class means it; that `cpu` may be here goes without saying.
+    if part.class != DEFAULT_CLASS
+        && !holds_parts(&placed)
+        && let Some(operator) = first_unsupported(&placed)
+    {
+        tracing::warn!(
+            "{} asks for class {} and runs in this process: {operator} does not go to a cluster",
+            part.name,
+            part.class
+        );
+    }
+    Ok(placed)
+}
+
+/// Whether something of a plan runs on the cluster.
+fn holds_parts(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    plan.exists(|node| Ok(node.downcast_ref::<ClusterExec>().is_some())).unwrap_or(true)
+}
+
+/// The operator nearest to the leaves that keeps a plan here; writers always do.
+fn first_unsupported(plan: &Arc<dyn ExecutionPlan>) -> Option<String> {
+    let below = plan.children().into_iter().find_map(first_unsupported);
+    let keeps = || plan.name() != "DataSinkExec" && (!operator_is_supported(plan) || is_volatile(plan));
+    below.or_else(|| keeps().then(|| plan.name().to_owned()))
 }
 
 /// The same for what is below the root.

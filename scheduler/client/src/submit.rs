@@ -2,6 +2,7 @@
 //! the plan.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ballista_core::extension::{SessionConfigExt as _, SessionConfigHelperExt as _};
@@ -44,6 +45,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(2);
 const MOST_LOSSES: u32 = 10;
 /// After so many losses for one reason it is taken to come again each time.
 const MOST_EQUAL_LOSSES: u32 = 4;
+/// How long a scheduler that was never heard of is waited for.
+const FIRST_ANSWER: Duration = Duration::from_secs(10);
 /// How long a part may wait before it is asked and told what for.
 const TELL_WAIT: Duration = Duration::from_secs(4);
 
@@ -67,6 +70,8 @@ pub struct Cluster {
 struct Inner {
     options: Options,
     channel: Mutex<Option<Channel>>,
+    /// Whether a scheduler ever answered.
+    answered: AtomicBool,
     context: Arc<TaskContext>,
 }
 
@@ -123,7 +128,9 @@ impl Cluster {
         let runtime = RuntimeEnvBuilder::new().with_object_store_registry(stores).build_arc()?;
         let config = SessionConfig::new_with_ballista();
         let context = SessionContext::new_with_config_rt(config, runtime).task_ctx();
-        Ok(Self { inner: Arc::new(Inner { options, channel: Mutex::new(None), context }) })
+        Ok(Self {
+            inner: Arc::new(Inner { options, channel: Mutex::new(None), answered: AtomicBool::new(false), context }),
+        })
     }
 
     /// What decodes plans here as executors will.
@@ -163,6 +170,7 @@ impl Cluster {
         for address in &self.inner.options.schedulers {
             match connect(&self.inner.options, address).await {
                 Ok(channel) => {
+                    self.inner.answered.store(true, Ordering::Relaxed);
                     *self.inner.channel.lock() = Some(channel.clone());
                     return Ok(channel);
                 }
@@ -210,7 +218,10 @@ impl Cluster {
                 let message = format!("the cluster failed {} times to run `{}`: {why}", last.1, placed.name);
                 return Err(Arc::new(environment("RM0709", message, "the executors' logs say more")));
             }
+            // Where nobody ever listened the address is wrong, or nothing was started.
+            let answered = self.inner.answered.load(Ordering::Relaxed);
             let patience = self.inner.options.patience;
+            let patience = if answered { patience } else { patience.min(FIRST_ANSWER) };
             if sign.elapsed() > patience || losses > MOST_LOSSES {
                 let message = match losses > MOST_LOSSES {
                     true => format!("the cluster lost `{}` {losses} times, at last because {why}", placed.name),

@@ -142,7 +142,11 @@ async fn try_up(
         println!("{}", serde_json::json!({"address": record.address, "token_file": token_file}));
     } else {
         println!("the cluster is up on {}", record.address);
-        println!("run something on it: rowmill run --cluster local WORKFLOW");
+        let named = match given {
+            None => "local".to_owned(),
+            Some(_) => format!("{} --token-file {}", record.address, token_file.display()),
+        };
+        println!("run something on it: rowmill run --cluster {named} WORKFLOW");
     }
     Ok(exit::SUCCESS)
 }
