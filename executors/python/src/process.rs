@@ -19,9 +19,9 @@ use tokio::task::JoinSet;
 use crate::options::{Output, PythonOptions, Worker};
 use crate::spawner;
 
-/// How much of standard error is kept: its end, where the reason stands.
 /// The variable of a cluster's token.
 const CLUSTER_TOKEN: &str = "ROWMILL_CLUSTER_TOKEN";
+/// How much of standard error is kept: its end, where the reason stands.
 const STDERR_BYTES: usize = 4 << 10;
 /// How long a program may take to end once its input has ended.
 const CLOSE_GRACE: Duration = Duration::from_secs(5);
