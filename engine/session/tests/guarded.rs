@@ -182,6 +182,19 @@ async fn a_row_fails_exactly_when_it_fails_alone() {
         Some("1e3"),
         Some("8"),
         Some("nan"),
+        // What is a time and what is not must be the same for a function and for the cast that stands in for it.
+        Some("2013-02-11 10:00:00.123456789"),
+        Some("2013-02-11T10:00:00+02:00"),
+        Some("2013-02-11T10:00:00Z"),
+        Some("2013-02-11 10"),
+        Some("2013-2-1"),
+        Some("20130211"),
+        Some("10:00:00"),
+        Some(" 2013-02-11"),
+        Some("1677-09-20"),
+        Some("2262-04-12"),
+        Some("2013-02-11T24:00:00"),
+        Some("2013-02-11T10:00:00 Europe/Paris"),
     ];
     let all = table(&words);
     let queries = [

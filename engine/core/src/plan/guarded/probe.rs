@@ -11,14 +11,14 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, UInt32Array, new_null_array};
 use arrow::buffer::NullBuffer;
-use arrow::compute::{concat, nullif, take_record_batch};
+use arrow::compute::{CastOptions, cast_with_options, concat, nullif, take_record_batch};
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, UInt32Type};
 use arrow::error::ArrowError;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use datafusion::common::{DataFusionError, Result, ScalarValue, internal_err};
 use datafusion::logical_expr::{ColumnarValue, Operator};
 use datafusion::physical_expr::expressions::{BinaryExpr, CastExpr, Column, Literal, TryCastExpr};
-use datafusion::physical_expr::{PhysicalExpr, PhysicalExprRef};
+use datafusion::physical_expr::{PhysicalExpr, PhysicalExprRef, ScalarFunctionExpr};
 use parking_lot::Mutex;
 
 use crate::types::logical_name;
@@ -46,6 +46,8 @@ enum Kind {
     Cast,
     /// The divisor at this place among the columns of the arguments is null where it is zero.
     Divide(usize),
+    /// `to_timestamp` of a text, which reads what a cast reads: TRY_CAST.
+    Instant,
     /// Halves.
     Halve,
 }
@@ -115,6 +117,8 @@ impl Probe {
                 Operator::Plus | Operator::Minus | Operator::Multiply | Operator::StringConcat => Kind::Halve,
                 _ => return Ok(None),
             }
+        } else if is_to_timestamp(typed) && arguments.len() == 1 && places.len() == typed.children().len() {
+            Kind::Instant
         } else {
             Kind::Halve
         };
@@ -160,17 +164,34 @@ impl Probe {
         Ok(RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options)?)
     }
 
-    /// TRY_CAST: rows that are null now, and were not.
+    /// TRY_CAST.
     fn cast(&self, values: &RecordBatch, rows: &[u32]) -> Result<ArrayRef> {
         let made = self.operation.evaluate(values)?.into_array(values.num_rows())?;
+        self.note_lost(values.column(0), &made, rows)?;
+        Ok(made)
+    }
+
+    /// The instants of texts as a cast reads them; of anything else the operation as it is.
+    fn instant(&self, values: &RecordBatch, rows: &[u32]) -> Result<ArrayRef> {
         let input = values.column(0);
+        if !input.data_type().is_string() {
+            return self.halve(values, rows);
+        }
+        let kind = self.operation.data_type(values.schema_ref())?;
+        let made = cast_with_options(input, &kind, &CastOptions { safe: true, ..CastOptions::default() })?;
+        self.note_lost(input, &made, rows)?;
+        Ok(made)
+    }
+
+    /// Notes the rows that are null now, and were not.
+    fn note_lost(&self, input: &ArrayRef, made: &ArrayRef, rows: &[u32]) -> Result<()> {
         let (was, is) = (input.logical_nulls(), made.logical_nulls());
         if count(is.as_ref()) > count(was.as_ref()) {
             let formatter = ArrayFormatter::try_new(input.as_ref(), &FormatOptions::new())?;
             let to = logical_name(made.data_type());
             let null = |nulls: &NullBuffer| !nulls.inner();
             let lost = match (is.as_ref().map(null), was.as_ref()) {
-                (None, _) => return Ok(made),
+                (None, _) => return Ok(()),
                 (Some(is), None) => is,
                 (Some(is), Some(was)) => &is & was.inner(),
             };
@@ -178,7 +199,7 @@ impl Probe {
                 self.note(rows, at, || format!("cannot convert {} to {to}", quoted(&formatter.value(at).to_string())));
             }
         }
-        Ok(made)
+        Ok(())
     }
 
     /// The operation with null for divisors that are zero.
@@ -271,6 +292,7 @@ impl PhysicalExpr for Probe {
                 Err(error) if blames_row(&error) => self.halve(&values, rows)?,
                 other => other?,
             },
+            Kind::Instant => self.instant(&values, rows)?,
             Kind::Divide(divisor) => self.divide(&values, divisor, rows)?,
             Kind::Halve => self.halve(&values, rows)?,
         };
@@ -323,6 +345,10 @@ fn part(values: &RecordBatch, from: usize, length: usize) -> Result<RecordBatch>
         true => Ok(take_record_batch(&part, &UInt32Array::from_iter_values(0..u32::try_from(length).unwrap_or(0)))?),
         false => Ok(part),
     }
+}
+
+fn is_to_timestamp(typed: &PhysicalExprRef) -> bool {
+    typed.downcast_ref::<ScalarFunctionExpr>().is_some_and(|function| function.fun().name() == "to_timestamp")
 }
 
 fn count(nulls: Option<&NullBuffer>) -> usize {
