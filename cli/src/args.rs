@@ -274,6 +274,17 @@ pub(crate) enum Command {
         #[command(subcommand)]
         action: ClusterAction,
     },
+    /// Watch a cluster: executors, their slots, jobs and what they wait for
+    Top {
+        #[command(flatten)]
+        cluster: ClusterArguments,
+        /// The folder of a cluster on this machine
+        #[arg(long, value_name = "FOLDER")]
+        dir: Option<PathBuf>,
+        /// Seconds between looks
+        #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
+        interval_s: u64,
+    },
     /// Be the scheduler of a cluster
     Scheduler(SchedulerArguments),
     /// Be an executor of a cluster

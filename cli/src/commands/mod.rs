@@ -50,6 +50,9 @@ pub(crate) async fn dispatch(arguments: Arguments, settings: Settings) -> u8 {
             ClusterAction::Status { cluster, dir } => cluster::status(&cluster, dir.as_deref(), &settings).await,
             ClusterAction::Down { grace_s, dir } => cluster::down(grace_s, dir.as_deref(), &settings).await,
         },
+        Command::Top { cluster, dir, interval_s } => {
+            cluster::top(&cluster, dir.as_deref(), interval_s, &settings).await
+        }
         Command::Scheduler(arguments) => cluster::scheduler(&arguments, &settings).await,
         Command::Executor(arguments) => cluster::executor(&arguments, &settings).await,
         Command::Init { folder } => init::init(&folder, &settings),

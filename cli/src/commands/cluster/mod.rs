@@ -1,10 +1,11 @@
-//! `rowmill scheduler`, `rowmill executor`, `rowmill cluster`: the processes of a cluster, and one machine's worth of them.
+//! `rowmill scheduler`, `rowmill executor`, `rowmill cluster`, `rowmill top`: the processes of a cluster, and one machine's worth of them.
 
 mod executor;
 mod local;
 mod processes;
 mod scheduler;
 mod show;
+mod top;
 
 use std::path::Path;
 use std::time::Duration;
@@ -18,6 +19,7 @@ pub(crate) use executor::executor;
 pub(crate) use local::{down, up};
 pub(crate) use scheduler::scheduler;
 pub(crate) use show::status;
+pub(crate) use top::top;
 
 use crate::args::ClusterArguments;
 use crate::settings::Settings;

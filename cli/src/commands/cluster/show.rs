@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rowmill_cluster::ConnectError;
+use rowmill_cluster::{Cluster, ConnectError};
 use rowmill_wire::jobs::StatusResponse;
 
 use super::processes::Record;
@@ -20,16 +20,20 @@ pub(super) fn last_lines(log: &Path, many: usize) -> String {
     lines.get(last..).unwrap_or_default().join("; ")
 }
 
-pub(crate) async fn status(arguments: &ClusterArguments, folder: Option<&Path>, settings: &Settings) -> u8 {
+/// A connection to the cluster that is meant, and what of it has ended on this machine; otherwise the exit code, the
+/// reason being told.
+pub(super) fn connect(
+    arguments: &ClusterArguments,
+    folder: Option<&Path>,
+    settings: &Settings,
+) -> Result<(Cluster, Vec<String>), u8> {
     let refuse = |reports| failure(&reports, settings.is_json(), settings.is_colored());
     let local = ClusterArguments {
         cluster: Some(arguments.cluster.clone().unwrap_or_else(|| "local".to_owned())),
         token_file: arguments.token_file.clone(),
     };
-    let record = match Record::read(&local::folder(folder, settings)) {
-        Ok(record) => record.filter(|_| arguments.cluster.is_none()),
-        Err(reports) => return refuse(reports),
-    };
+    let record = Record::read(&local::folder(folder, settings)).map_err(refuse)?;
+    let record = record.filter(|_| arguments.cluster.is_none());
     let dead: Vec<String> = record
         .iter()
         .flat_map(|record| {
@@ -44,10 +48,16 @@ pub(crate) async fn status(arguments: &ClusterArguments, folder: Option<&Path>, 
         ),
         _ => open(&local, settings),
     };
-    let cluster = match opened {
-        Ok(Some(cluster)) => cluster,
-        Ok(None) => return exit::USAGE,
-        Err(reports) => return refuse(reports),
+    match opened.map_err(refuse)? {
+        Some(cluster) => Ok((cluster, dead)),
+        None => Err(exit::USAGE),
+    }
+}
+
+pub(crate) async fn status(arguments: &ClusterArguments, folder: Option<&Path>, settings: &Settings) -> u8 {
+    let (cluster, dead) = match connect(arguments, folder, settings) {
+        Ok(found) => found,
+        Err(code) => return code,
     };
     match cluster.status().await {
         Ok(status) => {
@@ -62,12 +72,13 @@ pub(crate) async fn status(arguments: &ClusterArguments, folder: Option<&Path>, 
                 eprintln!("{line}");
             }
             let code = if matches!(error, ConnectError::Refused(_)) { "RM0708" } else { "RM0709" };
-            refuse(environment(code, error.to_string(), "`rowmill cluster up` starts what has ended"))
+            let report = environment(code, error.to_string(), "`rowmill cluster up` starts what has ended");
+            failure(&report, settings.is_json(), settings.is_colored())
         }
     }
 }
 
-fn text(status: &StatusResponse, dead: &[String]) -> String {
+pub(super) fn text(status: &StatusResponse, dead: &[String]) -> String {
     let mut lines = vec![format!("{:<44} {:>9}  {:<22} state", "executor", "slots", "address")];
     for executor in &status.executors {
         let slots = format!("{}/{}", executor.busy, executor.slots);
@@ -88,7 +99,7 @@ fn text(status: &StatusResponse, dead: &[String]) -> String {
     lines.iter().map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
-fn json(status: &StatusResponse, dead: &[String]) -> serde_json::Value {
+pub(super) fn json(status: &StatusResponse, dead: &[String]) -> serde_json::Value {
     let executors: Vec<_> = status
         .executors
         .iter()
