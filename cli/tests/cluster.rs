@@ -214,3 +214,31 @@ fn a_cluster_refuses_strangers_and_says_why_it_does_not_come_up() {
     let port = taken.local_addr().unwrap().port().to_string();
     cluster.rowmill(&["cluster", "up", "--port", &port, "--dir", "elsewhere"]).fails(75, &["cannot be used"]);
 }
+
+#[test]
+fn a_cluster_on_this_machine_is_mended_and_watched() {
+    let cluster = Cluster::start("cpu=1,io=1");
+    // What has ended is started again, and nothing has to be said of it.
+    let first = cluster.pid("io-1");
+    rustix::process::kill_process(first, rustix::process::Signal::KILL).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while std::fs::read_to_string(format!("/proc/{}/stat", first.as_raw_pid())).is_ok_and(|stat| !stat.contains(") Z "))
+    {
+        assert!(Instant::now() < deadline, "the executor does not die");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    cluster.rowmill(&["cluster", "up"]).ok();
+    assert_ne!(cluster.pid("io-1"), first);
+    // Folders of others are not taken, so that `down` never clears one.
+    cluster.scratch.write("mine/notes.txt", "years of work");
+    cluster.rowmill(&["cluster", "up", "--dir", "mine", "--port", "0"]).fails(75, &["RM0703", "holds other files"]);
+    assert_eq!(cluster.scratch.names("mine"), ["notes.txt"]);
+    // Two looks, and it ends when it is told to.
+    let mut top = cluster.command().args(["top"]).stdout(Stdio::piped()).spawn().unwrap();
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(top.stdout.take().unwrap()));
+    let looks = lines.map_while(Result::ok).filter(|line| line.contains("of 4 slots busy, 0 jobs")).take(2).count();
+    assert_eq!(looks, 2);
+    let pid = rustix::process::Pid::from_raw(i32::try_from(top.id()).unwrap()).unwrap();
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    assert_eq!(top.wait().unwrap().code(), Some(0));
+}
