@@ -69,7 +69,12 @@ pub(crate) async fn dispatch(arguments: Arguments, settings: Settings) -> u8 {
 
 /// Prints a completion script.
 pub(crate) fn completions(shell: clap_complete::Shell) {
-    clap_complete::generate(shell, &mut Arguments::command(), "rowmill", &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "rowmill", &mut script);
+    // Who closes the pipe has read enough.
+    if let Err(error) = std::io::Write::write_all(&mut std::io::stdout(), &script) {
+        tracing::debug!("the script was not taken: {error}");
+    }
 }
 
 /// A session as configured; otherwise the exit code, the reason being told.

@@ -103,7 +103,7 @@ pub fn workflow_page() -> String {
     let mut page = String::from(
         "# The text of a workflow\n\n\
          A workflow's text is YAML: one document, without anchors, aliases, merge keys and tags. Every key that is not\n\
-         listed here is an error. This page is generated from `engine/spec/src/keys.rs`; editors complete and check\n\
+         listed here is an error. This page is generated from `engine/spec/src/keys/`; editors complete and check\n\
          texts by [workflow.schema.json](workflow.schema.json).\n\n\
          Names begin with a letter or `_` and go on with letters, digits and `_`; a workflow's name may also hold `-`.\n\
          Sources and steps share one space of names, in which capitals and small letters are the same. In paths,\n\
