@@ -181,6 +181,84 @@ sinks: {out: {from: kinds, path: out.csv}}
     assert_eq!(answered.load(Ordering::SeqCst), 200);
 }
 
+/// Equal items stand beside each other, each gives several rows, and an item that comes new reads what they read.
+#[test]
+fn rows_of_equal_items_are_shared_out_evenly() {
+    let service = Service::start(|path, before| match path == "/item/1" && before == 0 {
+        true => (400, String::new()),
+        false => (200, format!("{{\"answer\": {}}}", number(path))),
+    });
+    let space = Scratch::new();
+    let database = space.path("t.db");
+    let fill = "import sqlite3,sys; d=sqlite3.connect(sys.argv[1]); d.execute('create table t(k text, w integer)'); \
+                d.executemany('insert into t values(?,?)',[('d',1),('d',2),('d',3)]); d.commit()";
+    assert!(std::process::Command::new("python3").args(["-c", fill]).arg(&database).status().unwrap().success());
+    let connection = format!("  db: {{kind: sqlite, url: \"sqlite:{}\"}}\n", database.display());
+    space.write("rowmill.yaml", service.configuration("") + &connection);
+    space.write("in.csv", "id,k\n1,d\n2,d\n2,d\n");
+    space.write(
+        "flow.yaml",
+        "
+rowmill: 1
+name: shared
+durable: true
+sources: {s: {path: in.csv}}
+steps:
+  asked:
+    http: {from: s, connection: api, path: '/item/{id}', response: {answer: {json: /answer, type: int64}}}
+    retry: none
+    on_error: dead_letter
+  found:
+    lookup: {from: asked, connection: db, query: 'SELECT w FROM t WHERE k = {k}', types: {w: int64}, matches: all}
+sinks: {out: {from: found, path: out.csv}}
+",
+    );
+    let done = space.rowmill(&["run", "flow.yaml"]);
+    assert_eq!(done.code, 3, "{}{}", done.out, done.err);
+    let done = space.rowmill(&["retry", "last"]);
+    assert_eq!(done.code, 0, "{}{}", done.out, done.err);
+    let text = std::fs::read_to_string(space.path("out.csv")).unwrap();
+    let mut wanted: Vec<String> = (1..=3).map(|w| format!("1,d,1,{w}")).collect();
+    wanted.extend((1..=3).flat_map(|w| [format!("2,d,2,{w}"), format!("2,d,2,{w}")]));
+    assert_eq!(lines(&text), wanted);
+}
+
+/// A call that may be made only once and was answered in a way that nobody can read has had its effect.
+#[test]
+fn answered_once_calls_are_not_sent_again_unasked() {
+    let service = Service::start(|path, _| match number(path) {
+        3 => (200, "no json".to_owned()),
+        4 => (422, "no".to_owned()),
+        other => (200, format!("{{\"answer\": {other}}}")),
+    });
+    let space = Scratch::new();
+    space.write("rowmill.yaml", service.configuration(""));
+    space.write(
+        "flow.yaml",
+        "
+rowmill: 1
+name: answered
+durable: true
+sources: {numbers: {range: {end: 6}}}
+steps:
+  booked:
+    http: {from: numbers, connection: api, method: POST, path: '/book/{value}', response: {receipt: {json: /answer, type: int64}}}
+    effects: once
+    on_error: dead_letter
+sinks: {out: {from: booked, path: out.csv}}
+",
+    );
+    let done = space.rowmill(&["run", "flow.yaml"]);
+    assert_eq!(done.code, 3, "{}{}", done.out, done.err);
+    assert_eq!(service.seen().len(), 6);
+    assert_eq!(space.rowmill(&["retry", "last"]).code, 3);
+    assert_eq!(service.seen()[6..], ["POST /book/4"], "who was refused in words is asked again, and nobody else");
+    assert_eq!(space.rowmill(&["retry", "last", "--unknown"]).code, 3);
+    let mut last = service.seen()[7..].to_vec();
+    last.sort();
+    assert_eq!(last, ["POST /book/3", "POST /book/4"]);
+}
+
 #[test]
 fn rows_of_a_lookup_are_used_again_below_a_step_that_changed() {
     let mended = Arc::new(AtomicBool::new(false));

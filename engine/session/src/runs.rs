@@ -188,10 +188,8 @@ impl Runs {
         let found = self.find(run).await?;
         let refuse = |message: String, help: String| Err(one(Diagnostic::error("RM0809", message).help(help)).into());
         match found.status {
-            RunStatus::SucceededWithFailures => {}
-            RunStatus::Succeeded => {
-                return refuse(format!("no item of run {run} failed"), "there is nothing to try again".to_owned());
-            }
+            // A run whose items were only skipped has succeeded, and some of them may have failed.
+            RunStatus::SucceededWithFailures | RunStatus::Succeeded => {}
             RunStatus::Queued | RunStatus::Running | RunStatus::Stopped => {
                 let help = format!("`rowmill resume {run}` goes on with it, items that stopped it included");
                 return refuse(format!("run {run} has not finished: {}", found.status), help);

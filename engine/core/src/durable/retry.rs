@@ -8,6 +8,7 @@
 //! among them, and an item that failed goes out under the key that it had.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -113,11 +114,19 @@ impl CallShape {
         let (_, batches) = read_ledger(&self.folder.join(ledger)).map_err(unreadable)?;
         for batch in batches {
             let entries = self.entries(&batch)?;
-            if entries.iter().any(|entry| self.choice.takes(entry.outcome, entry.failure.is_some())) {
+            if entries.iter().any(|entry| self.takes(entry)) {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// Whether an item is tried again. A call that may be made only once is not, where it may have had its effect: it was
+    /// answered, and the answer could not be used.
+    fn takes(&self, entry: &Entry) -> bool {
+        let happened = || entry.failure.as_ref().is_some_and(may_have_happened);
+        self.choice.takes(entry.outcome, entry.failure.is_some())
+            && (self.repeatable || self.choice.unknown || !happened())
     }
 
     /// What is known of a chunk whose input is what it was.
@@ -147,23 +156,31 @@ impl CallShape {
         let mut next = 0u32;
         for row in 0..input.num_rows() as u32 {
             let entry = lost.get(&row);
-            let (given, mixed) = match (&counts, entry) {
-                (Some(counts), _) => counts.get(row as usize).copied().unwrap_or_default(),
-                (None, None) => (1, false),
-                (None, Some(entry)) => (u32::from(entry.outcome == Outcome::Defaulted), false),
+            let given = match (&counts, entry) {
+                (Some(counts), _) => counts.get(row as usize).cloned().unwrap_or(Given::Rows(0..0)),
+                (None, None) => Given::Rows(next..next + 1),
+                (None, Some(entry)) => Given::Rows(next..next + u32::from(entry.outcome == Outcome::Defaulted)),
             };
-            let range = next..next + given;
-            next += given;
-            if mixed && !self.repeatable {
-                let path = &chunk.commit.output;
-                return Err(damaged(format!(
-                    "{path}: which rows are defaults cannot be told, and calls are made once"
-                )));
-            }
+            let range = match given {
+                Given::Rows(range) => range,
+                // Whatever they gave, the call gives it again.
+                Given::Unclear if self.repeatable => {
+                    fates.push(Fate::Open);
+                    if let Some(entry) = entry {
+                        ids.insert(row, entry.sent_as);
+                    }
+                    continue;
+                }
+                Given::Unclear => {
+                    let path = &chunk.commit.output;
+                    let message = "which rows each of several equal items gave cannot be told, and calls are made once";
+                    return Err(damaged(format!("{path}: {message}")));
+                }
+            };
+            next = next.max(range.end);
             fates.push(match entry {
-                _ if mixed => Fate::Open,
                 None => Fate::Rows(range),
-                Some(entry) if self.choice.takes(entry.outcome, entry.failure.is_some()) => Fate::Open,
+                Some(entry) if self.takes(entry) => Fate::Open,
                 Some(entry) => {
                     Fate::Lost { outcome: entry.outcome, failure: entry.failure.clone(), attempts: entry.attempts }
                 }
@@ -172,7 +189,7 @@ impl CallShape {
                 ids.insert(row, entry.sent_as);
             }
         }
-        if next as usize != rows.num_rows() {
+        if counts.is_none() && next as usize != rows.num_rows() {
             let message = format!(
                 "{}: its {} rows are not those of the {} items that it was made of",
                 chunk.commit.output,
@@ -361,44 +378,75 @@ impl Index {
     }
 }
 
-/// Which rows each item of a step with any number of rows gave. Rows come in the order of the items and begin with
-/// their columns. Among neighbours of equal values the first is given all, which makes the same rows in the same order;
-/// where a default stands among them nobody can tell it from an answer, which the flag says.
-fn fan_out(input: &RecordBatch, output: &RecordBatch, lost: &BTreeMap<u32, Entry>) -> Result<Vec<(u32, bool)>> {
+/// What an item of a step with any number of rows gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Given {
+    /// These rows.
+    Rows(Range<u32>),
+    /// Rows that stand among those of equal items, and nobody can tell which.
+    Unclear,
+}
+
+/// Which rows each item of a step with any number of rows gave. Rows begin with the columns of their item and come in the
+/// order of the items. Items that are equal in all columns are equal calls: their rows are shared out evenly, in order.
+/// Where they cannot be, because the calls did not give equally many or some of the rows are defaults, it is not clear.
+fn fan_out(input: &RecordBatch, output: &RecordBatch, lost: &BTreeMap<u32, Entry>) -> Result<Vec<Given>> {
     let fields = input.schema().fields().iter().map(|field| SortField::new(field.data_type().clone())).collect();
     let converter = RowConverter::new(fields)?;
     let width = input.num_columns().min(output.num_columns());
     let came = converter.convert_columns(input.columns())?;
     let left = converter.convert_columns(output.columns().get(..width).unwrap_or(&[]))?;
-    // (rows, whether they may be those of a neighbour)
-    let mut given = vec![(0u32, false); input.num_rows()];
-    let has_rows = |row: usize| lost.get(&(row as u32)).is_none_or(|entry| entry.outcome == Outcome::Defaulted);
-    let mut next = 0;
-    let mut row = 0;
-    while row < input.num_rows() {
-        if !has_rows(row) {
-            row += 1;
-            continue;
+    // By value: the items that may have rows, and the rows.
+    let mut groups: HashMap<&[u8], (Vec<u32>, Vec<u32>)> = HashMap::new();
+    for (row, value) in (0..).zip(came.iter()) {
+        let group = groups.entry(value.data()).or_default();
+        if lost.get(&row).is_none_or(|entry| entry.outcome == Outcome::Defaulted) {
+            group.0.push(row);
         }
-        // The run of equal items from here on; those that gave nothing stand in nobody's way.
-        let run: Vec<usize> = (row..input.num_rows())
-            .filter(|at| has_rows(*at))
-            .take_while(|at| came.row(*at) == came.row(row))
-            .collect();
-        let from = next;
-        while next < output.num_rows() && left.row(next) == came.row(row) {
-            next += 1;
+    }
+    for (row, value) in (0..).zip(left.iter()) {
+        match groups.get_mut(value.data()) {
+            Some(group) if !group.0.is_empty() => group.1.push(row),
+            _ => return Err(damaged(format!("row {row} of a chunk is of none of the items that it was made of"))),
         }
-        let defaults = run.iter().filter(|at| lost.contains_key(&(**at as u32))).count();
-        let mixed = defaults > 0 && run.len() > 1;
-        for at in &run {
-            if let Some(given) = given.get_mut(*at) {
-                *given = (if *at == row { (next - from) as u32 } else { 0 }, mixed);
+    }
+    let mut given = vec![Given::Rows(0..0); input.num_rows()];
+    for (items, rows) in groups.into_values().filter(|(items, _)| !items.is_empty()) {
+        let each = rows.len() / items.len();
+        let even = rows.len() == each * items.len();
+        let shares: Vec<&[u32]> = if each == 0 { Vec::new() } else { rows.chunks(each).collect() };
+        let together = shares.iter().all(|share| share.windows(2).all(|pair| matches!(pair, [a, b] if a + 1 == *b)));
+        let defaults = items.iter().any(|item| lost.contains_key(item));
+        let clear = items.len() == 1 || (even && together && !defaults);
+        for (at, item) in items.iter().enumerate() {
+            let share = match shares.get(at) {
+                _ if !clear => Given::Unclear,
+                Some([first, .., last]) => Given::Rows(*first..*last + 1),
+                Some([only]) => Given::Rows(*only..*only + 1),
+                _ => Given::Rows(0..0),
+            };
+            if let Some(place) = given.get_mut(*item as usize) {
+                *place = share;
             }
         }
-        row = run.last().map_or(row, |last| *last) + 1;
     }
     Ok(given)
+}
+
+/// Whether a call may have had its effect although it failed. What is refused in words, or never left, has not.
+fn may_have_happened(failure: &Failure) -> bool {
+    match failure.code() {
+        FailureCode::Status => failure.status_code().is_none_or(|status| !(400..500).contains(&status)),
+        FailureCode::Setup
+        | FailureCode::Connect
+        | FailureCode::RateLimited
+        | FailureCode::NotFound
+        | FailureCode::Rejected
+        | FailureCode::BadInput
+        | FailureCode::Forbidden
+        | FailureCode::Exhausted => false,
+        _ => true,
+    }
 }
 
 /// `file:row`, read back.
