@@ -185,8 +185,11 @@ pub(crate) enum Command {
         #[arg(long)]
         steal: bool,
         /// Start over as a new run, with the workflow's file and its sources as they are now
-        #[arg(long)]
+        #[arg(long, conflicts_with = "unknown")]
         restart: bool,
+        /// Also make `once` calls again of which nobody knows whether they happened
+        #[arg(long)]
+        unknown: bool,
     },
     /// Try the items of a finished durable run again that failed, and publish another version of its result
     Retry {

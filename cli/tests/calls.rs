@@ -252,3 +252,64 @@ fn items_that_stopped_a_durable_run_are_tried_again_and_the_others_are_not() {
     let twice = service.seen().len().saturating_sub(201);
     assert!(twice <= 64, "{twice} calls were repeated after {asked}");
 }
+
+/// Files are cut into partitions in their order, and calls that take their time do not change it.
+#[test]
+fn rows_leave_in_the_order_of_the_whole_input_where_that_is_asked_for() {
+    let service = Service::start(|path, _| {
+        std::thread::sleep(std::time::Duration::from_millis(number(path) % 7 * 3));
+        (200, format!("{{\"answer\": {}}}", number(path)))
+    });
+    let space = Scratch::new();
+    for file in 0..4 {
+        let rows: String = (file * 50..file * 50 + 50).map(|row| format!("{row}\n")).collect();
+        space.write(&format!("in/{file}.csv"), format!("v\n{rows}"));
+    }
+    space.write("rowmill.yaml", format!("{}execution: {{partitions: 4}}\n", service.configuration("")));
+    let flow = "
+rowmill: 1
+name: ordered
+sources: {rows: {path: 'in/*.csv'}}
+steps:
+  asked:
+    http: {from: rows, connection: api, path: '/item/{v}', response: {answer: {json: /answer, type: int64}}}
+    order: input
+sinks: {out: {from: asked, path: out.csv}}
+";
+    space.run(flow).ok();
+    let out = std::fs::read_to_string(space.path("out.csv")).unwrap();
+    let wanted: Vec<String> = (0..200).map(|row| format!("{row},{row}")).collect();
+    assert_eq!(out.lines().skip(1).collect::<Vec<_>>(), wanted);
+}
+
+/// Items of a program are timed one by one: one that hangs takes no time from its neighbours, many that are slow do not
+/// add up.
+#[test]
+fn a_slow_item_of_a_program_fails_alone() {
+    let space = Scratch::new();
+    space.write(
+        "slow.py",
+        "import json, sys, time\nfor line in sys.stdin:\n    it = json.loads(line)\n    v = it['item']['value']\n    time.sleep(60 if v == 5 else 0.25)\n    print(json.dumps({'id': it['id'], 'ok': {'w': v}}), flush=True)\n",
+    );
+    let flow = "
+rowmill: 1
+name: timed
+sources: {rows: {range: {end: 12}}}
+steps:
+  made:
+    command: {from: rows, argv: [python3, slow.py], reads: [value], output: {w: int64}}
+    effects: idempotent
+    in_flight: 1
+    timeout: 2s
+    on_error: dead_letter
+sinks:
+  out: {from: made, path: out.csv}
+  bad: {from: made.dead_letters, path: bad.csv}
+";
+    space.write("flow.yaml", flow);
+    let done = space.rowmill(&["run", "flow.yaml", "--output", "json"]);
+    assert_eq!(done.code, 3, "{}{}", done.out, done.err);
+    let report: Value = serde_json::from_str(&done.out).unwrap();
+    assert_eq!((&outcomes(&report)["ok"], &outcomes(&report)["dead_lettered"]), (&11.into(), &1.into()), "{report}");
+    assert_eq!(space.sql("SELECT value FROM 'bad.csv'").rows(), ["5"]);
+}

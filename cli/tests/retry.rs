@@ -392,3 +392,41 @@ sinks:
     assert_eq!(done.code, 1, "{}{}", done.out, done.err);
     assert!(done.err.contains("RM0204") && done.err.contains("on_error: dead_letter"), "{}", done.err);
 }
+
+/// Rows of equal items that are called once, one of them a default: nobody can tell which row is whose, and the calls must
+/// not be made again. That is said before a version is begun, and the run stays as it was.
+#[test]
+fn a_retry_that_would_have_to_repeat_calls_is_refused_before_it_begins() {
+    let space = Scratch::new();
+    space.write("in.csv", "v\n1\n2\n2\n3\n");
+    space.write(
+        "split.py",
+        "import json, sys\nseen = set()\nfor line in sys.stdin:\n    it = json.loads(line)\n    v = it['item']['v']\n    if v == 2 and v in seen:\n        print(json.dumps({'id': it['id'], 'error': 'twice'}), flush=True)\n        continue\n    seen.add(v)\n    print(json.dumps({'id': it['id'], 'ok': [{'w': v}] * v}), flush=True)\n",
+    );
+    space.write(
+        "flow.yaml",
+        "
+rowmill: 1
+name: split
+durable: true
+sources: {rows: {path: in.csv}}
+steps:
+  split:
+    command: {from: rows, argv: [python3, split.py], reads: [v], output: {w: int64}, fan_out: true}
+    in_flight: 1
+    on_error: {default: {w: -1}}
+sinks: {out: {from: split, path: out.csv}}
+",
+    );
+    let done = space.rowmill(&["run", "flow.yaml"]);
+    assert_eq!(done.code, 3, "{}{}", done.out, done.err);
+    let first = std::fs::read_to_string(space.path("out.csv")).unwrap();
+    for _ in 0..2 {
+        space.rowmill(&["retry", "last"]).fails(1, &["RM0809", "`split`", "equal items"]);
+        assert_eq!(std::fs::read_to_string(space.path("out.csv")).unwrap(), first);
+        let items = space.rowmill(&["items", "last", "--format", "csv"]).ok();
+        assert_eq!(items.rows().len(), 1, "{}", items.out);
+    }
+    let runs = space.rowmill(&["runs", "--output", "json"]).ok();
+    assert!(runs.out.contains("succeeded_with_failures"), "{}", runs.out);
+}

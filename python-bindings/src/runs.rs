@@ -104,6 +104,7 @@ pub(crate) fn resume_run<'py>(
     name: String,
     steal: bool,
     restart: bool,
+    unknown: bool,
     progress: Option<Py<PyAny>>,
     started: Py<PyAny>,
 ) -> PyResult<Bound<'py, PyDict>> {
@@ -114,7 +115,7 @@ pub(crate) fn resume_run<'py>(
         let runs = session.runs(options).await?;
         let run = runs.named(&name).await?;
         let told = |run| tell(&started, run);
-        runs.resume(run, steal, restart, &cancel, watch.as_ref(), told).await
+        runs.resume(run, rowmill::ResumeOptions { steal, restart, unknown }, &cancel, watch.as_ref(), told).await
     })?;
     described(py, report)
 }

@@ -15,7 +15,7 @@ mod sql;
 use std::sync::Arc;
 
 use clap::CommandFactory as _;
-use rowmill::{Diagnostics, Inputs, Session, Workflow, load, load_vars};
+use rowmill::{Diagnostics, Inputs, ResumeOptions, Session, Workflow, load, load_vars};
 
 use crate::args::{Arguments, ClusterAction, ClusterArguments, Command, WorkflowArguments};
 use crate::exit;
@@ -28,7 +28,9 @@ pub(crate) async fn dispatch(arguments: Arguments, settings: Settings) -> u8 {
         Command::Run { workflow, preview, durable, cluster, .. } => {
             run::run(&workflow, preview, durable, &cluster, &settings).await
         }
-        Command::Resume { run, steal, restart } => runs::resume(&run, steal, restart, &settings).await,
+        Command::Resume { run, steal, restart, unknown } => {
+            runs::resume(&run, ResumeOptions { steal, restart, unknown }, &settings).await
+        }
         Command::Retry { run, unknown } => runs::retry(&run, unknown, &settings).await,
         Command::Runs { status, limit } => runs::list(status.as_deref(), limit, &settings).await,
         Command::Show { run } => runs::show(&run, &settings).await,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rowmill::spec::{Diagnostic, Diagnostics};
 use rowmill::store::{CancelResult, PageRequest, Run, RunFilter, RunId, RunStatus, StageStatus};
-use rowmill::{Inputs, RunError, RunReport, Runs, RunsOptions, Session, Workflow};
+use rowmill::{Inputs, ResumeOptions, RunError, RunReport, Runs, RunsOptions, Session, Workflow};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -56,7 +56,7 @@ pub(crate) async fn run_durably(
 }
 
 /// Goes on with a run.
-pub(crate) async fn resume(name: &str, steal: bool, restart: bool, settings: &Settings) -> u8 {
+pub(crate) async fn resume(name: &str, how: ResumeOptions, settings: &Settings) -> u8 {
     let (_, runs) = match opened(false, settings).await {
         Ok(opened) => opened,
         Err(code) => return code,
@@ -68,7 +68,7 @@ pub(crate) async fn resume(name: &str, steal: bool, restart: bool, settings: &Se
     let cancel = CancellationToken::new();
     super::run::listen_for_signals(cancel.clone());
     let progress = Progress::new(settings.progress());
-    let outcome = runs.resume(run, steal, restart, &cancel, &progress, |run| announce(run, settings)).await;
+    let outcome = runs.resume(run, how, &cancel, &progress, |run| announce(run, settings)).await;
     progress.finish();
     super::run::finish(outcome, settings)
 }

@@ -163,6 +163,9 @@ pub fn report_in(step: Option<&str>, error: &DataFusionError) -> Diagnostic {
             Fault::Data,
             "the row has more or fewer fields than the header; correct it, or check `csv:` (delimiter, quote, newlines_in_values)",
         )
+    } else if lower.contains("was not provided a value for execution") {
+        return Diagnostic::error("RM0301", format!("{place}{}", first_line(&text)))
+            .help("parameters belong to workflows; in a query write the value itself, and a `$` of a text in quotes");
     } else if lower.contains("cast") || lower.contains("parse") || lower.contains("invalid") {
         ("RM0601", Fault::Data, "TRY_CAST makes what cannot be converted null; or filter such rows out before")
     } else if lower.contains("divide by zero") || lower.contains("division by zero") || lower.contains("overflow") {

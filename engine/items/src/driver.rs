@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use futures::future::BoxFuture;
@@ -20,9 +21,13 @@ use crate::outcomes::{note, write_losses};
 use crate::policy::Order;
 use crate::replay::replay;
 use crate::sessions::Slot;
-use crate::settle::{Group, Left, Settled, settle};
+use crate::settle::{Ends, Group, Left, Settled, settle};
 use crate::size::{batch_bytes, group_ends};
 use crate::unit::{Rows, Unit};
+
+/// How long calls that are made once may take to end after a durable run was told to stop: what is cut off is `unknown`,
+/// and nobody makes it again unasked.
+const DRAIN: Duration = Duration::from_secs(10);
 
 /// Groups of one partition that wait for their next attempt, at most; then no new ones are begun.
 const MAX_OPEN: usize = 65_536;
@@ -33,6 +38,8 @@ pub(crate) struct Driver {
     input: BoxStream<'static, Result<RecordBatch, BoxError>>,
     out: mpsc::Sender<Result<RecordBatch, BoxError>>,
     cancel: Arc<CancellationToken>,
+    /// Ends attempts under way: the same, except where they are given time.
+    flight: Arc<CancellationToken>,
     /// Input for which there is no room yet, or too little for a group.
     intake: Intake,
     input_done: bool,
@@ -76,12 +83,16 @@ impl Driver {
         cancel: CancellationToken,
     ) -> Self {
         let intake = Intake::new(operator.policy.target, operator.policy.reorder_bytes);
+        let cancel = Arc::new(cancel);
+        let drains = scope.log.is_some() && operator.policy.effects.intent_first();
+        let flight = if drains { Arc::default() } else { Arc::clone(&cancel) };
         Self {
             operator,
             scope,
             input,
             out,
-            cancel: Arc::new(cancel),
+            cancel,
+            flight,
             intake,
             input_done: false,
             next_row: 0,
@@ -107,12 +118,7 @@ impl Driver {
                 Ok(())
             }
         };
-        // Attempts heed the cancellation, and say how far they came.
-        self.cancel.cancel();
-        self.next_slot = None;
-        while let Some(settled) = self.running.next().await {
-            self.apply(settled);
-        }
+        self.end_attempts().await;
         for mut unit in std::mem::take(&mut self.window) {
             self.scope.tally.settled(Outcome::NotRun, unit.unsettled as u64);
             write_losses(&self.operator, &self.scope, &mut unit);
@@ -130,6 +136,30 @@ impl Driver {
         if let Some(error) = error {
             let _ = out.send(Err(error)).await;
         }
+    }
+
+    /// Ends what is under way. Attempts heed the cancellation, and say how far they came.
+    async fn end_attempts(&mut self) {
+        self.cancel.cancel();
+        self.next_slot = None;
+        let flight = Arc::clone(&self.flight);
+        let patience = async {
+            tokio::time::sleep(DRAIN).await;
+            flight.cancel();
+            std::future::pending::<()>().await;
+        };
+        tokio::pin!(patience);
+        loop {
+            let settled = tokio::select! {
+                settled = self.running.next() => settled,
+                () = &mut patience => None,
+            };
+            match settled {
+                Some(settled) => self.apply(settled),
+                None => break,
+            }
+        }
+        self.flight.cancel();
     }
 
     async fn drive(&mut self) -> Result<(), BoxError> {
@@ -351,10 +381,14 @@ impl Driver {
                 }
             };
             let work =
-                settle(Arc::clone(&self.operator), group, slot, Arc::clone(&self.scope), Arc::clone(&self.cancel));
+                settle(Arc::clone(&self.operator), group, slot, Arc::clone(&self.scope), self.ends());
             self.running.push(work.boxed());
             return;
         }
+    }
+
+    fn ends(&self) -> Ends {
+        Ends { cancel: Arc::clone(&self.cancel), flight: Arc::clone(&self.flight) }
     }
 
     /// Notes what became of a group, and hands on what is complete.

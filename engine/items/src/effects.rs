@@ -41,6 +41,8 @@ pub struct ChunkLog {
     chunk: ChunkId,
     writer: Arc<EffectWriter>,
     earlier: HashMap<[u8; 16], Replay>,
+    /// Whether calls are made again that may have happened.
+    unknown: bool,
 }
 
 /// A failure as it is stored.
@@ -61,11 +63,12 @@ pub(crate) enum Stored {
 }
 
 impl ChunkLog {
-    /// The log of a chunk, with what earlier attempts left.
+    /// The log of a chunk, with what earlier attempts left. With `unknown`, `once` calls are made again of which nobody
+    /// knows whether they happened.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub async fn open(writer: &Arc<EffectWriter>, chunk: ChunkId) -> Result<Self, rowmill_store::Error> {
+    pub async fn open(writer: &Arc<EffectWriter>, chunk: ChunkId, unknown: bool) -> Result<Self, rowmill_store::Error> {
         let effects = writer.effects(chunk).await?;
         let mut earlier = HashMap::new();
         for (key, effect) in effects.by_key {
@@ -75,7 +78,7 @@ impl ChunkLog {
             };
             earlier.insert(key, replay);
         }
-        Ok(Self { chunk, writer: Arc::clone(writer), earlier })
+        Ok(Self { chunk, writer: Arc::clone(writer), earlier, unknown })
     }
 
     /// Whether earlier attempts left nothing.
@@ -86,6 +89,11 @@ impl ChunkLog {
     /// What an earlier attempt left of an item.
     pub(crate) fn earlier(&self, key: &[u8; 16]) -> Option<&Replay> {
         self.earlier.get(key)
+    }
+
+    /// Whether calls are made again that may have happened.
+    pub(crate) fn sends_unknown(&self) -> bool {
+        self.unknown
     }
 
     /// Waits while the store does not keep up.

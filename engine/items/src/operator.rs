@@ -53,6 +53,8 @@ pub enum StopReason {
         failure: Failure,
         /// Attempts that were made.
         attempts: u32,
+        /// Whether it is a call made once that may have happened, so that nobody tries it again unasked.
+        held: bool,
     },
     /// More items failed than `max_errors` allows.
     #[error("{errors} of {items} items failed, more than `max_errors` allows ({limit}); the last: {last}")]

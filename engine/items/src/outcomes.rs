@@ -35,10 +35,12 @@ pub(crate) fn note(
         // What was cancelled did not stop the run; whoever cancelled it did.
         let stops = failure.code() != FailureCode::Cancelled || !cancel.is_cancelled();
         if stops && matches!(operator.policy.on_error, OnError::Fail) {
+            let once = !operator.policy.effects.repeatable();
             operator.stop(StopReason::Item {
                 item: unit.places.get(loss.row as usize).to_string(),
                 failure: failure.clone(),
                 attempts: loss.attempts,
+                held: loss.outcome == Outcome::Unknown || (once && failure.may_have_happened()),
             });
         }
     }

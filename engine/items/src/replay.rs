@@ -1,6 +1,6 @@
 //! Results that earlier attempts of a chunk left in the effect log, put in the place of calls.
 
-use rowmill_step::{Failure, FailureCode, Outcome, Verdict, error_decision};
+use rowmill_step::{Failure, FailureCode, OnError, Outcome, Verdict, error_decision};
 
 use crate::effects::{self, ChunkLog, Replay, Stored};
 use crate::operator::{StepOperator, StopReason};
@@ -23,8 +23,9 @@ pub(crate) fn replay(operator: &StepOperator, unit: &mut Unit, log: &ChunkLog) -
         };
         match log.earlier(&key.0) {
             None => todo.push(row),
+            Some(Replay::Intent) if log.sends_unknown() => todo.push(row),
             Some(Replay::Intent) => settled.losses.push(unknown(
-                "the call was announced before the run was interrupted, and what became of it is not known; it is not sent again",
+                "the call was announced before the run was interrupted, and what became of it is not known; it is not sent again by itself",
             )),
             Some(Replay::Result(bytes)) => match effects::stored(bytes) {
                 Some(Stored::Rows(found)) => {
@@ -32,11 +33,20 @@ pub(crate) fn replay(operator: &StepOperator, unit: &mut Unit, log: &ChunkLog) -
                     sources.extend(std::iter::repeat_n(row, found.len()));
                     rows.extend(found);
                 }
+                // It stopped the run, and whoever goes on with it wants it tried again: but nothing that may have happened
+                // unless that is asked for.
+                Some(Stored::Failed(failure, _))
+                    if matches!(operator.policy.on_error, OnError::Fail)
+                        && (log.sends_unknown() || !failure.may_have_happened()) =>
+                {
+                    todo.push(row);
+                }
                 Some(Stored::Failed(failure, attempts)) => {
                     let decision = error_decision(&operator.policy.on_error, Verdict::Final);
                     settled.losses.push(loss(Some(failure), attempts, decision.outcome));
                 }
                 Some(Stored::Skipped) => settled.losses.push(loss(None, 1, Outcome::Skipped)),
+                None if log.sends_unknown() => todo.push(row),
                 None => settled.losses.push(unknown("the effect log holds a result that cannot be read")),
             },
         }

@@ -24,6 +24,14 @@ pub(crate) struct Group {
     pub(crate) ids: ItemIds,
 }
 
+/// What ends a group before its time.
+pub(crate) struct Ends {
+    /// No attempt begins any more, and no wait goes on.
+    pub(crate) cancel: Arc<CancellationToken>,
+    /// Attempts under way end.
+    pub(crate) flight: Arc<CancellationToken>,
+}
+
 /// What a probe of the cache leaves of a unit.
 pub(crate) struct Left {
     /// Rows that are to be sent, ascending.
@@ -84,7 +92,7 @@ pub(crate) async fn settle(
     group: Group,
     slot: Slot,
     scope: Arc<Scope>,
-    cancel: Arc<CancellationToken>,
+    ends: Ends,
 ) -> Settled {
     let keys = ItemKeys::new(group.ids, Arc::clone(&operator.keys));
     let settled = Settled { unit: group.unit, ..Settled::default() };
@@ -98,7 +106,8 @@ pub(crate) async fn settle(
         last: false,
     });
     let mut slot = Some(slot);
-    let mut settler = Settler { operator: &operator, scope: &scope, cancel, settled, open: Vec::new() };
+    let Ends { cancel, flight } = ends;
+    let mut settler = Settler { operator: &operator, scope: &scope, cancel, flight, settled, open: Vec::new() };
     while let Some(work) = next {
         if let Some(due) = work.not_before
             && due > Instant::now()
@@ -138,6 +147,7 @@ pub(crate) struct Settler<'a> {
     pub(crate) operator: &'a StepOperator,
     pub(crate) scope: &'a Scope,
     pub(crate) cancel: Arc<CancellationToken>,
+    pub(crate) flight: Arc<CancellationToken>,
     pub(crate) settled: Settled,
     /// What is not over yet.
     pub(crate) open: Vec<Work>,
@@ -161,7 +171,7 @@ impl Settler<'_> {
             keys: work.keys.clone(),
             attempt: work.attempt,
             deadline: None,
-            cancel: CancellationToken::clone(&self.cancel),
+            cancel: CancellationToken::clone(&self.flight),
         };
         let mut admission = None;
         if operator.is_limited() {
@@ -195,7 +205,9 @@ impl Settler<'_> {
                 }
                 let now = Instant::now();
                 let first = *work.first.get_or_insert(now);
-                let ends = [policy.timeout.map(|time| now + time), policy.deadline.map(|time| first + time)];
+                let items = if operator.executor.times_items() { batch.rows().max(1) } else { 1 };
+                let timeout = policy.timeout.map(|time| time.saturating_mul(u32::try_from(items).unwrap_or(u32::MAX)));
+                let ends = [timeout.and_then(|time| now.checked_add(time)), policy.deadline.map(|time| first + time)];
                 batch.deadline = ends.into_iter().flatten().min();
                 scope.tally.attempted(work.attempt);
                 let _flying = scope.tally.flying();

@@ -40,5 +40,5 @@ pub use rowmill_spec as spec;
 pub use rowmill_spec::{Diagnostics, Fault, Workflow};
 pub use rowmill_step as step;
 pub use rowmill_store as store;
-pub use runs::{Collected, Runs, RunsOptions};
+pub use runs::{Collected, ResumeOptions, Runs, RunsOptions};
 pub use session::{Session, SqlError};

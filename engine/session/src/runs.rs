@@ -55,6 +55,17 @@ pub struct Runs {
     durable: Arc<Durable>,
 }
 
+/// How a run goes on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ResumeOptions {
+    /// Take it from a process whose lease has not ended.
+    pub steal: bool,
+    /// Use nothing of it but its workflow's file, as it is now, and its parameters: a new run is made.
+    pub restart: bool,
+    /// Also make `once` calls again of which nobody knows whether they happened.
+    pub unknown: bool,
+}
+
 /// What was removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Collected {
@@ -69,6 +80,14 @@ struct Kept {
     workflow: Arc<Workflow>,
     inputs: Inputs,
     path: PathBuf,
+}
+
+/// Who runs this process: by name where the environment says it, else by number.
+fn actor() -> String {
+    use std::os::unix::fs::MetadataExt as _;
+    let named = |name| std::env::var(name).ok().filter(|name| !name.is_empty());
+    let number = || std::fs::metadata("/proc/self").map(|process| format!("user {}", process.uid())).ok();
+    named("USER").or_else(|| named("LOGNAME")).or_else(number).unwrap_or_else(|| "unknown".to_owned())
 }
 
 fn refuse(error: &rowmill_store::Error) -> Diagnostics {
@@ -117,7 +136,7 @@ impl Session {
             chunks_in_flight: 4,
             lease: options.lease,
             owner: Owner::new(durable::describe_process()),
-            actor: std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned()),
+            actor: actor(),
         };
         Ok(Runs { session: self.clone(), durable: Arc::new(durable) })
     }
@@ -146,26 +165,25 @@ impl Runs {
         durable::run(self.session.engine(), &self.durable, workflow, inputs, task, cancel, observer).await
     }
 
-    /// Goes on with a run. With `restart` nothing of it is used but its workflow and parameters: a new run is made,
-    /// from the workflow's file as it is now.
+    /// Goes on with a run, as `how` says.
     ///
     /// # Errors
     /// As [`durable::run`]; also when the workflow's file is not what it was when the run began.
     pub async fn resume(
         &self,
         run: RunId,
-        steal: bool,
-        restart: bool,
+        how: ResumeOptions,
         cancel: &CancellationToken,
         observer: &dyn Observer,
         started: impl FnOnce(RunId) + Send,
     ) -> Result<RunReport, RunError> {
+        let ResumeOptions { steal, restart, unknown } = how;
         let kept = self.kept(run, restart).await?;
         if restart {
             return self.run(&kept.path, kept.workflow, &kept.inputs, cancel, observer, started).await;
         }
         started(run);
-        let task = Task::Resume { run, steal };
+        let task = Task::Resume { run, steal, unknown };
         let (workflow, inputs) = (kept.workflow, &kept.inputs);
         durable::run(self.session.engine(), &self.durable, workflow, inputs, task, cancel, observer).await
     }

@@ -127,7 +127,8 @@ pub enum Effect {
     Completed(Bytes),
 }
 
-/// The effect log of one chunk, replayed: a result is final, a withdrawn intent is gone.
+/// The effect log of one chunk, replayed: a result stands until the call is announced again, a withdrawn intent is
+/// gone.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ChunkEffects {
     /// What is known, by request.
@@ -176,8 +177,9 @@ impl ChunkEffects {
             EffectKind::Result => {
                 self.by_key.insert(key, Effect::Completed(bytes));
             }
+            // Over a result too: a call that was refused and is made again has not ended yet.
             EffectKind::Intent => {
-                self.by_key.entry(key).or_insert(Effect::Intended);
+                self.by_key.insert(key, Effect::Intended);
             }
             EffectKind::Withdrawn => {
                 if self.by_key.get(&key) == Some(&Effect::Intended) {
@@ -251,12 +253,16 @@ mod tests {
     }
 
     #[test]
-    fn a_result_is_final_and_a_withdrawn_intent_is_gone() {
+    fn a_result_stands_until_an_intent_and_a_withdrawn_intent_is_gone() {
         let batch = EffectBatch::new(vec![
             record(0, 1, EffectKind::Intent, b""),
             record(0, 1, EffectKind::Result, b"r"),
-            record(0, 1, EffectKind::Intent, b""),
             record(0, 1, EffectKind::Withdrawn, b""),
+            record(0, 4, EffectKind::Result, b"refused"),
+            record(0, 4, EffectKind::Intent, b""),
+            record(0, 5, EffectKind::Result, b"refused"),
+            record(0, 5, EffectKind::Intent, b""),
+            record(0, 5, EffectKind::Withdrawn, b""),
             record(0, 2, EffectKind::Intent, b""),
             record(0, 3, EffectKind::Intent, b""),
             record(0, 3, EffectKind::Withdrawn, b""),
@@ -267,7 +273,8 @@ mod tests {
         }
         assert_eq!(effects.by_key.get(&[1; 16]), Some(&Effect::Completed(Bytes::from_static(b"r"))));
         assert_eq!(effects.by_key.get(&[2; 16]), Some(&Effect::Intended));
-        assert_eq!(effects.by_key.len(), 2);
+        assert_eq!(effects.by_key.get(&[4; 16]), Some(&Effect::Intended));
+        assert_eq!(effects.by_key.len(), 3);
     }
 
     #[test]

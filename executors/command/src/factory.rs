@@ -79,6 +79,9 @@ impl StepFactory for CommandFactory {
         if let Some(bytes) = &command.max_answer_bytes {
             options.max_answer_bytes = usize::try_from(bytes.value).unwrap_or(usize::MAX);
         }
+        if let Some(version) = &command.version {
+            options.version = version.value.clone();
+        }
         if let Some(effects) = &step.items.effects {
             options.effects = effects.value.into();
         }
@@ -123,6 +126,25 @@ mod tests {
         assert_eq!((description.effects, description.reads.as_slice()), (Effects::Once, &["x".to_owned()][..]));
         let default = build("    command: {from: t, argv: [cat], reads: [x], output: {y: int8}}\n", "").unwrap();
         assert_eq!(default.describe().target, BatchTarget { rows: 1024, bytes: 4 << 20, in_flight: 2 });
+    }
+
+    #[test]
+    fn a_changed_program_is_another_step() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = folder.path().join("score.py");
+        let of = |more: &str| {
+            let argv = format!("[python3, {}, data.csv]", script.display());
+            let text = format!("    command: {{from: t, argv: {argv}, reads: [x], output: {{y: int8}}{more}}}\n");
+            build(&text, "").unwrap().describe().fingerprint
+        };
+        let absent = of("");
+        std::fs::write(&script, "print(1)").unwrap();
+        let first = of("");
+        assert!(first != absent && first == of(""));
+        std::fs::write(&script, "print(2)").unwrap();
+        assert_ne!(first, of(""));
+        std::fs::write(&script, "print(1)").unwrap();
+        assert_ne!(first, of(", version: '2'"));
     }
 
     #[test]

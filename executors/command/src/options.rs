@@ -84,6 +84,8 @@ pub struct CommandOptions {
     pub max_answer_bytes: usize,
     /// How long one item may take (JSON lines), or one group (Arrow). The process is killed when it takes longer.
     pub item_timeout: Option<Duration>,
+    /// What tells one version of the program from another, for caches.
+    pub version: String,
     /// The size of groups, and how many processes.
     pub target: BatchTarget,
 }
@@ -105,6 +107,7 @@ impl CommandOptions {
             limits: Limits::default(),
             max_answer_bytes: 16 << 20,
             item_timeout: None,
+            version: String::new(),
             target: BatchTarget { rows: 1024, bytes: 4 << 20, in_flight: 2 },
         }
     }

@@ -34,6 +34,12 @@ pub trait StepExecutor: std::fmt::Debug + Send + Sync + 'static {
     fn cost(&self, _batch: &ItemBatch) -> CallCost {
         CallCost { requests: 1, tokens: 0 }
     }
+
+    /// Whether `timeout` is held for each item by the step kind itself, which hears of it in its options: a group then
+    /// gets that time once for each of its items, and a slow one takes none from its neighbours.
+    fn times_items(&self) -> bool {
+        false
+    }
 }
 
 /// The warm state of one slot.

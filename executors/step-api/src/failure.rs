@@ -238,6 +238,23 @@ impl Failure {
         self
     }
 
+    /// Whether the call may have had its effect although it failed, judged by what a ledger keeps of it: code and status.
+    /// What was refused in words, or never left, has not.
+    pub fn may_have_happened(&self) -> bool {
+        match self.0.code {
+            FailureCode::Status => self.0.status.is_none_or(|status| !(400..500).contains(&status)),
+            FailureCode::Setup
+            | FailureCode::Connect
+            | FailureCode::RateLimited
+            | FailureCode::NotFound
+            | FailureCode::Rejected
+            | FailureCode::BadInput
+            | FailureCode::Forbidden
+            | FailureCode::Exhausted => false,
+            _ => true,
+        }
+    }
+
     /// The code.
     pub fn code(&self) -> FailureCode {
         self.0.code

@@ -133,6 +133,7 @@ fn forms(secret: &str) -> BTreeSet<String> {
     for upper in [true, false] {
         // Encoders differ in what they leave alone: everything but the unreserved characters, or only what breaks a
         // URL, or a space as `+`.
+        forms.insert(secret.bytes().map(|b| if upper { format!("%{b:02X}") } else { format!("%{b:02x}") }).collect());
         for keep in ["-._~", "-._~!$&'()*+,;=:@/?", "-._*"] {
             forms.insert(percent(secret, keep, upper, false));
             forms.insert(percent(secret, keep, upper, true));
@@ -147,9 +148,21 @@ fn forms(secret: &str) -> BTreeSet<String> {
         forms.insert(inner.to_owned());
         forms.insert(inner.replace('/', "\\/"));
     }
+    forms.extend(html(secret));
     forms.insert(format!("{secret:?}").trim_matches('"').to_owned());
     forms.remove("");
     forms
+}
+
+/// How pages and XML write the text; escapers differ in what they do about quotes.
+fn html(text: &str) -> impl Iterator<Item = String> {
+    let basic = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let double = ["\"", "&quot;", "&#34;", "&#x22;"];
+    let single = ["'", "&#39;", "&#x27;", "&apos;", "&#039;"];
+    double.into_iter().flat_map(move |double| {
+        let basic = basic.replace('"', double);
+        single.into_iter().map(move |single| basic.replace('\'', single))
+    })
 }
 
 fn percent(text: &str, keep: &str, upper: bool, plus: bool) -> String {
@@ -187,6 +200,8 @@ mod tests {
             URL_SAFE_NO_PAD.encode(canary),
             percent(canary, "-._~", true, false),
             percent(canary, "-._~", false, true),
+            canary.bytes().map(|byte| format!("%{byte:02x}")).collect(),
+            "c4n/ry+s3cret &quot;with&quot; ü".to_owned(),
             json,
             format!("{canary:?}"),
         ] {

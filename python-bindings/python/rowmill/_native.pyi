@@ -123,7 +123,12 @@ def call_function(
 def load_workflow(path: str) -> NativeWorkflow: ...
 def parse_workflow(name: str, text: str, base: str | None) -> NativeWorkflow: ...
 def resume_run(
-    name: str, steal: bool, restart: bool, progress: Callable[..., Any] | None, started: Callable[[str], Any]
+    name: str,
+    steal: bool,
+    restart: bool,
+    unknown: bool,
+    progress: Callable[..., Any] | None,
+    started: Callable[[str], Any],
 ) -> dict[str, Any]: ...
 def retry_run(
     name: str, unknown: bool, progress: Callable[..., Any] | None, started: Callable[[str], Any]

@@ -115,18 +115,22 @@ class Run:
         *,
         restart: bool = False,
         steal: bool = False,
+        unknown: bool = False,
         progress: bool | Callable[[dict[str, tuple[int, int]]], Any] | None = None,
     ) -> Run:
         """Goes on with a run that stopped, from what is committed, to its end; gives the run as it is then.
 
         Items that were failing when it stopped are tried again. `restart` makes a new run, with the same parameters,
         from the workflow's file as it is now. `steal` takes the run from a process that still holds it.
+        `unknown` also makes calls of steps with effects `once` again of which nobody knows whether they happened.
         """
+        if restart and unknown:
+            raise ValueError("`restart` makes a new run, in which no call is `unknown`; give one of the two")
         self._kept()
         name, base = self.id, None if not self.sinks else next(iter(self.sinks.values()))._base
         return watch(
             self.workflow, progress, base,
-            lambda shown, started: _native.resume_run(name, steal, restart, shown, started),
+            lambda shown, started: _native.resume_run(name, steal, restart, unknown, shown, started),
         )  # fmt: skip
 
     def retry(

@@ -13,29 +13,36 @@ use datafusion::physical_plan::execution_plan::{
 };
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties};
-use futures::StreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
 use rowmill_items::{BoxError, Ledger, Scope, StepOperator};
 
-/// Runs a step operator over each partition of its input.
+/// Runs a step operator over each partition of its input, or over all of them one after the other.
 #[derive(Debug)]
 pub struct CallExec {
     input: Arc<dyn ExecutionPlan>,
+    in_order: bool,
     operator: Arc<StepOperator>,
     ledger: Arc<Ledger>,
     properties: Arc<PlanProperties>,
 }
 
 impl CallExec {
-    /// The step over `input`, whose columns the operator was made for.
-    pub fn new(input: Arc<dyn ExecutionPlan>, operator: Arc<StepOperator>, ledger: Arc<Ledger>) -> Self {
-        let partitions = input.properties().partitioning.partition_count();
+    /// The step over `input`, whose columns the operator was made for. With `in_order` its partitions are read one after
+    /// the other, so that rows leave in the order of the input as a whole: files are cut into partitions in their order.
+    pub fn new(
+        input: Arc<dyn ExecutionPlan>,
+        in_order: bool,
+        operator: Arc<StepOperator>,
+        ledger: Arc<Ledger>,
+    ) -> Self {
+        let partitions = if in_order { 1 } else { input.properties().partitioning.partition_count() };
         let properties = Arc::new(PlanProperties::new(
             EquivalenceProperties::new(Arc::clone(operator.schema())),
             Partitioning::UnknownPartitioning(partitions),
             EmissionType::Incremental,
             Boundedness::Bounded,
         ));
-        CallExec { input, operator, ledger, properties }
+        CallExec { input, in_order, operator, ledger, properties }
     }
 }
 
@@ -86,7 +93,8 @@ impl ExecutionPlan for CallExec {
     ) -> Result<Arc<dyn ExecutionPlan>> {
         match (children.pop(), children.is_empty()) {
             (Some(input), true) => {
-                Ok(Arc::new(CallExec::new(input, Arc::clone(&self.operator), Arc::clone(&self.ledger))))
+                let (operator, ledger) = (Arc::clone(&self.operator), Arc::clone(&self.ledger));
+                Ok(Arc::new(CallExec::new(input, self.in_order, operator, ledger)))
             }
             _ => internal_err!("a step has one input"),
         }
@@ -97,8 +105,16 @@ impl ExecutionPlan for CallExec {
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let input =
-            self.input.execute(partition, context)?.map(|batch| batch.map_err(|error| Box::new(error) as BoxError));
+        let input = match self.in_order {
+            false => self.input.execute(partition, context)?.boxed(),
+            true => {
+                let input = Arc::clone(&self.input);
+                let partitions = 0..input.properties().partitioning.partition_count();
+                let one = move |partition| futures::future::ready(input.execute(partition, Arc::clone(&context)));
+                futures::stream::iter(partitions).then(one).try_flatten().boxed()
+            }
+        };
+        let input = input.map(|batch| batch.map_err(|error| Box::new(error) as BoxError));
         let scope = Scope {
             place: u32::try_from(partition).unwrap_or(u32::MAX),
             ledger: Arc::clone(&self.ledger),

@@ -263,7 +263,10 @@ fn call_over(
     let operator = scope.operator(call, &schema).map_err(DataFusionError::Configuration)?;
     let ledger = Arc::new(Ledger::new(&schema, scope.folder.join(format!("{name}.ledger.arrow"))));
     scope.steps.lock().push(RunningStep { operator: Arc::clone(&operator), ledger: Arc::clone(&ledger) });
-    let plan = Arc::new(CallExec::new(input, operator, ledger));
+    // Who does not ask for an order keeps the partitions, and their rows in order.
+    let order = compiled.workflow.steps.get(name).and_then(|step| step.items.order.as_ref());
+    let in_order = order.is_some_and(|order| order.value == rowmill_spec::RowOrder::Input);
+    let plan = Arc::new(CallExec::new(input, in_order, operator, ledger));
     let meter = compiled.meters.get(name).map_or_else(|| Arc::new(Meter::default()), Arc::clone);
     Ok(Arc::new(MeterExec::new(Arc::from(name), meter, plan)))
 }

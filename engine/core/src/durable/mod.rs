@@ -50,6 +50,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use rowmill_items::{StepStopped, StopReason};
 use rowmill_spec::{Diagnostic, Diagnostics, Fault, SourceKind, Value, Workflow};
 use rowmill_store::{
     AcquireMode, Acquired, Error, Fence, Finish, NewRun, OutcomeCounts, Owner, RunId, RunStatus, RunStore, Scope,
@@ -161,6 +162,8 @@ pub enum Task<'a> {
         run: RunId,
         /// Whether to take it from an owner whose lease has not expired.
         steal: bool,
+        /// Whether to make `once` calls again of which nobody knows whether they happened.
+        unknown: bool,
     },
     /// A run that ended, some of whose items failed: another version of its result.
     Retry {
@@ -204,8 +207,8 @@ async fn run_durable(
     let began = Instant::now();
     refuse_what_cannot_be_replayed(&workflow, inputs).map_err(refuse)?;
     let (run, mode) = match &task {
-        Task::New { run, .. } | Task::Resume { run, steal: false } => (*run, AcquireMode::Free),
-        Task::Resume { run, steal: true } => (*run, AcquireMode::Steal),
+        Task::New { run, .. } | Task::Resume { run, steal: false, .. } => (*run, AcquireMode::Free),
+        Task::Resume { run, steal: true, .. } => (*run, AcquireMode::Steal),
         Task::Retry { run, .. } => (*run, AcquireMode::Reopen),
     };
     let earlier = match &task {
@@ -213,9 +216,10 @@ async fn run_durable(
         Task::Resume { .. } | Task::Retry { .. } => {
             let found =
                 patiently!(durable.store.run(&Scope::all(), run)).map_err(|error| refuse(store_report(&error)))?;
-            Some(read_payload(&found).map_err(refuse)?)
+            Some((read_payload(&found).map_err(refuse)?, found.version))
         }
     };
+    let (earlier, version_before) = earlier.unzip();
     let started = earlier.as_ref().map_or_else(Utc::now, |payload| payload.started);
     let stores = &engine.options().stores;
     let compiled =
@@ -256,6 +260,13 @@ async fn run_durable(
         }
         _ => {}
     }
+    if let (Task::Retry { choice, .. }, Some(version)) = (&task, version_before) {
+        let before = retry::Before::read(durable, run, version, *choice).await;
+        let before = before.map_err(|error| refuse(store_report(&error)))?;
+        let redactor = &engine.options().host.redactor;
+        tokio::task::block_in_place(|| before.refuse_unclear(&compiled, &durable.folder_of(run), redactor))
+            .map_err(refuse)?;
+    }
     let mut acquired = patiently!(durable.store.acquire(run, &durable.owner, durable.lease, mode));
     if let Ok(Acquired::Held { owner, .. }) = &acquired
         && process::is_dead(owner)
@@ -289,8 +300,9 @@ async fn run_durable(
         _ => None,
     };
     let version = held.version;
+    let unknown = matches!(&task, Task::Resume { unknown: true, .. });
     let mut work =
-        stages::Work { engine, durable, compiled: &compiled, inputs, run, version, fence, began, before: None };
+        stages::Work { engine, durable, compiled: &compiled, inputs, run, version, fence, began, unknown, before: None };
     let outcome = match patiently!(durable.store.start(&fence)) {
         Ok(()) => match work.look_back(choice).await {
             Ok(()) => work.run(&lease.cancel, observer).await,
@@ -350,6 +362,10 @@ async fn settle(
         }
         Err(stop) => stop,
     };
+    let held = matches!(
+        &stop,
+        stages::Stop::Stopped(StepStopped { reason: StopReason::Item { held: true, .. }, .. })
+    );
     let report = match (stop, ended) {
         (stages::Stop::Lost, _) | (_, lease::Ended::Lost) => return Err(lost()),
         (_, lease::Ended::Expired) => {
@@ -367,6 +383,10 @@ async fn settle(
     };
     let report = report.map(|report| match report.fault {
         Fault::Environment => report.help(format!("`rowmill resume {}` goes on from what is committed", fence.run)),
+        _ if held => report.help(format!(
+            "whether that call had its effect is not known, so it is not made again unasked: look at the other side, then `rowmill resume {} --unknown` makes such calls again",
+            fence.run
+        )),
         _ if matches!(report.code, "RM0610" | "RM0611") => {
             report.help(format!("with the cause mended, `rowmill resume {}` tries those items again", fence.run))
         }

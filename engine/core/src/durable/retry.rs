@@ -124,9 +124,27 @@ impl CallShape {
     /// Whether an item is tried again. A call that may be made only once is not, where it may have had its effect: it was
     /// answered, and the answer could not be used.
     fn takes(&self, entry: &Entry) -> bool {
-        let happened = || entry.failure.as_ref().is_some_and(may_have_happened);
+        let happened = || entry.failure.as_ref().is_some_and(Failure::may_have_happened);
         self.choice.takes(entry.outcome, entry.failure.is_some())
             && (self.repeatable || self.choice.unknown || !happened())
+    }
+
+    /// Looks through a stage of calls that are made once, of any number of rows each, for items whose rows cannot be told
+    /// from those of equal items; with `changed`, in all of its chunks, otherwise in those with items that are tried
+    /// again. Tells whether there are such items.
+    pub(super) fn refuse_unclear(&self, stage: &StageBefore, changed: bool) -> Result<bool> {
+        let mut open = false;
+        for chunk in &stage.committed {
+            let has_open = self.has_open(chunk)?;
+            open |= has_open;
+            if self.repeatable || self.cardinality == Cardinality::OneToOne || !(has_open || changed) {
+                continue;
+            }
+            if let Some(spec) = stage.manifest.iter().find(|spec| spec.chunk == chunk.commit.chunk.chunk) {
+                self.chunk(spec, chunk)?;
+            }
+        }
+        Ok(open)
     }
 
     /// What is known of a chunk whose input is what it was.
@@ -431,22 +449,6 @@ fn fan_out(input: &RecordBatch, output: &RecordBatch, lost: &BTreeMap<u32, Entry
         }
     }
     Ok(given)
-}
-
-/// Whether a call may have had its effect although it failed. What is refused in words, or never left, has not.
-fn may_have_happened(failure: &Failure) -> bool {
-    match failure.code() {
-        FailureCode::Status => failure.status_code().is_none_or(|status| !(400..500).contains(&status)),
-        FailureCode::Setup
-        | FailureCode::Connect
-        | FailureCode::RateLimited
-        | FailureCode::NotFound
-        | FailureCode::Rejected
-        | FailureCode::BadInput
-        | FailureCode::Forbidden
-        | FailureCode::Exhausted => false,
-        _ => true,
-    }
 }
 
 /// `file:row`, read back.

@@ -1,17 +1,22 @@
 //! How the stages of a retry use those of the version before: see [`super::retry`].
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use datafusion::common::{DataFusionError, Result};
 use rowmill_items::Earlier;
-use rowmill_step::StepDescription;
-use rowmill_store::{ChunkCommit, ChunkSpec, CommitResult, CommittedChunk, StageId};
+use rowmill_spec::{Diagnostic, Span};
+use rowmill_step::Redactor;
+use rowmill_store::{ChunkCommit, ChunkSpec, CommitResult, CommittedChunk, RunId, StageId};
 
+use super::Durable;
 use super::retry::{Before, CallShape, Index, RetryChoice, StageBefore};
 use super::stages::{Stop, Work};
 use crate::calls::Call;
+use crate::compile::Compiled;
+use crate::compile::check_types::Body;
 
 /// What a stage of calls takes from the version before.
 pub(super) enum Known {
@@ -23,6 +28,60 @@ pub(super) enum Known {
     Paired(Arc<Index>, SchemaRef),
 }
 
+impl CallShape {
+    fn of(call: &Call, folder: PathBuf, redactor: &Redactor, choice: RetryChoice) -> Self {
+        CallShape {
+            folder,
+            reads: call.shape.input.fields().iter().map(|field| field.name().clone()).collect(),
+            cardinality: call.executor.describe().cardinality,
+            repeatable: call.policy.effects.repeatable(),
+            redactor: redactor.clone(),
+            choice,
+        }
+    }
+}
+
+impl Before {
+    /// Reads what is known of a version.
+    pub(super) async fn read(
+        durable: &Durable,
+        run: RunId,
+        version: u32,
+        choice: RetryChoice,
+    ) -> Result<Self, rowmill_store::Error> {
+        let mut before = Before { choice, stages: HashMap::new() };
+        for stage in patiently!(durable.store.stages(run, version))? {
+            let manifest = durable.manifest(run, stage.id).await?;
+            let committed = durable.committed(run, stage.id).await?;
+            before.stages.insert(stage.name.clone(), StageBefore { stage, manifest, committed });
+        }
+        Ok(before)
+    }
+
+    /// Refuses a retry in which calls that are made once would have to be made again, because what they gave cannot be
+    /// told from what their equals gave. Called before the next version is begun.
+    pub(super) fn refuse_unclear(
+        &self,
+        compiled: &Compiled,
+        folder: &Path,
+        redactor: &Redactor,
+    ) -> Result<(), Diagnostic> {
+        let mut changed = false;
+        for (name, step) in &compiled.steps {
+            let (Body::Call(call), Some(found)) = (&step.body, self.stages.get(name)) else { continue };
+            let shape = CallShape::of(call, folder.to_owned(), redactor, self.choice);
+            let unclear = shape.refuse_unclear(found, changed).map_err(|error| {
+                let place = compiled.workflow.steps.get(name).map_or(Span::NONE, |step| step.name.span);
+                Diagnostic::error("RM0809", format!("the run cannot be retried: step `{name}`: {}", error.find_root()))
+                    .at(place, "its calls are made once")
+                    .help("start the workflow anew, with only the rows that failed; or give equal items a column that tells them apart")
+            })?;
+            changed |= unclear;
+        }
+        Ok(())
+    }
+}
+
 impl Work<'_> {
     /// Reads the version before, if this is a later one. What is tried again is `choice`, or what an interrupted
     /// attempt at this version chose.
@@ -32,12 +91,8 @@ impl Work<'_> {
         }
         let begun = patiently!(self.durable.store.stages(self.run, self.version))?;
         let chosen = begun.first().and_then(|stage| serde_json::from_slice(&stage.payload).ok());
-        let mut before = Before { choice: chosen.or(choice).unwrap_or_default(), stages: HashMap::new() };
-        for stage in patiently!(self.durable.store.stages(self.run, self.version - 1))? {
-            let (manifest, committed) = (self.manifest(stage.id).await?, self.committed(stage.id).await?);
-            before.stages.insert(stage.name.clone(), StageBefore { stage, manifest, committed });
-        }
-        self.before = Some(before);
+        let choice = chosen.or(choice).unwrap_or_default();
+        self.before = Some(Before::read(self.durable, self.run, self.version - 1, choice).await?);
         Ok(())
     }
 
@@ -85,21 +140,13 @@ impl Work<'_> {
         &self,
         stage: StageId,
         call: &Call,
-        redactor: &rowmill_step::Redactor,
+        redactor: &Redactor,
         changed: bool,
     ) -> Result<(Known, bool), Stop> {
         let (Some(before), Some(found)) = (self.before.as_ref(), self.stage_before(&call.step)) else {
             return Ok((Known::Nothing, self.version > 1));
         };
-        let description: &StepDescription = call.executor.describe();
-        let shape = CallShape {
-            folder: self.durable.folder_of(self.run),
-            reads: call.shape.input.fields().iter().map(|field| field.name().clone()).collect(),
-            cardinality: description.cardinality,
-            repeatable: call.policy.effects.repeatable(),
-            redactor: redactor.clone(),
-            choice: before.choice,
-        };
+        let shape = CallShape::of(call, self.durable.folder_of(self.run), redactor, before.choice);
         if changed {
             let (new, version) = (self.manifest(stage).await?, self.version);
             let before = StageBefore {

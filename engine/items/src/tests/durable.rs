@@ -43,7 +43,7 @@ async fn owned(store: &dyn RunStore) -> Fence {
 /// One attempt of the chunk; what it recorded is on disk afterwards.
 async fn attempt(store: &Arc<dyn RunStore>, fence: &Fence, step: &Arc<Scripted>, policy: StepPolicy, rows: i64) -> Ran {
     let writer = EffectWriter::start(Arc::clone(store), *fence);
-    let log = ChunkLog::open(&writer, CHUNK).await.unwrap();
+    let log = ChunkLog::open(&writer, CHUNK, false).await.unwrap();
     let operator = operator(step, policy);
     let ran = drain(&operator, scope(&operator, 0, Some(log)), vec![numbers(0..rows)]).await;
     operator.close().await;
@@ -99,7 +99,7 @@ async fn an_interrupted_attempt_is_gone_on_with_and_groups_keep_their_ends() {
     };
     let step = script(true);
     let writer = EffectWriter::start(Arc::clone(&store), fence);
-    let log = ChunkLog::open(&writer, CHUNK).await.unwrap();
+    let log = ChunkLog::open(&writer, CHUNK, false).await.unwrap();
     let operator = operator(&step, policy(&step));
     let stream = operator.run(scope(&operator, 0, Some(log)), stream(vec![numbers(0..95)]));
     while step.calls.lock().len() < 10 {
@@ -133,7 +133,7 @@ async fn an_announced_call_without_a_result_is_unknown_and_one_that_never_left_i
         .effects(Effects::Once),
     );
     let writer = EffectWriter::start(Arc::clone(&store), fence);
-    let log = ChunkLog::open(&writer, CHUNK).await.unwrap();
+    let log = ChunkLog::open(&writer, CHUNK, false).await.unwrap();
     let operator = operator(&step, policy(&step));
     let mut stream = operator.run(scope(&operator, 0, Some(log)), stream(vec![numbers(0..100)]));
     while step.calls.lock().len() < 10 {
@@ -182,7 +182,7 @@ async fn a_store_that_comes_back_loses_nothing_and_one_that_does_not_stops_the_r
     let step = Arc::new(Scripted::new((10, 4), |c| async move { Ok(plus_one(&c.items)) }).effects(Effects::Once));
     let writer = EffectWriter::start(Arc::clone(&store), fence);
     let log = loop {
-        if let Ok(log) = ChunkLog::open(&writer, CHUNK).await {
+        if let Ok(log) = ChunkLog::open(&writer, CHUNK, false).await {
             break log;
         }
     };
@@ -198,7 +198,7 @@ async fn a_store_that_comes_back_loses_nothing_and_one_that_does_not_stops_the_r
     inner.acquire(fence.run, &owner, Duration::from_secs(600), AcquireMode::Steal).await.unwrap();
     let writer = EffectWriter::start(Arc::clone(&inner), fence);
     let chunk = ChunkId { chunk: 1, ..CHUNK };
-    let log = ChunkLog::open(&writer, chunk).await.unwrap();
+    let log = ChunkLog::open(&writer, chunk, false).await.unwrap();
     let op = operator(&step, policy(&step));
     let calls = step.calls.lock().len();
     let ran = drain(&op, scope(&op, 0, Some(log)), vec![numbers(0..200)]).await;

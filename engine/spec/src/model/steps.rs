@@ -227,6 +227,8 @@ pub struct CommandStep {
     pub file_bytes: Option<Spanned<Limit>>,
     /// Bytes of the largest answer.
     pub max_answer_bytes: Option<Spanned<u64>>,
+    /// Tells one version of the program from another, for caches.
+    pub version: Option<Spanned<String>>,
 }
 
 /// `python:` a function of a module, called in processes of its own.
@@ -407,6 +409,7 @@ impl CommandStep {
             open_files: None,
             file_bytes: None,
             max_answer_bytes: None,
+            version: None,
         }
     }
 

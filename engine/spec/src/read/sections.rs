@@ -201,9 +201,9 @@ fn csv(
     options.header = boolean("header", options.header);
     options.newlines_in_values = boolean("newlines_in_values", options.newlines_in_values);
     if let Some(node) = get("null") {
-        // `null: NULL` and `null: null` mean those very characters.
+        // `null: NULL` and `null: null` mean those very characters; the empty field is null whatever is said.
         options.null = match &node.kind {
-            Kind::Scalar(scalar) if !scalar.value.is_empty() => Some(scalar.value.to_string()),
+            Kind::Scalar(scalar) => Some(scalar.value.to_string()).filter(|text| !text.is_empty()),
             _ => {
                 reading.wrong_type(node, "`null` must be a text", "the empty field is null already");
                 None

@@ -156,6 +156,7 @@ fn every_key_changes_the_model_and_reads_back() {
                 "      open_files: 100",
                 "      file_bytes: none",
                 "      max_answer_bytes: 1MB",
+                "      version: '2'",
             ],
         ),
         (

@@ -303,6 +303,7 @@ pub(super) fn command(reading: &mut Reading<'_>, key: &Spanned<String>, node: &N
     let (memory, cpu_seconds) = (limit("memory", true), limit("cpu_seconds", false));
     let (open_files, file_bytes) = (limit("open_files", false), limit("file_bytes", true));
     let max_answer_bytes = fields.get("max_answer_bytes").and_then(|node| reading.size(node, "`max_answer_bytes`"));
+    let version = fields.get("version").and_then(|node| reading.text(node, "`version`"));
     Some(CommandStep {
         from: from?,
         argv: argv?,
@@ -319,6 +320,7 @@ pub(super) fn command(reading: &mut Reading<'_>, key: &Spanned<String>, node: &N
         open_files,
         file_bytes,
         max_answer_bytes,
+        version,
     })
 }
 

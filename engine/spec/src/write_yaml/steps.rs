@@ -212,6 +212,7 @@ impl Writer {
         self.maybe("open_files", &command.open_files, count);
         self.maybe("file_bytes", &command.file_bytes, size);
         self.maybe("max_answer_bytes", &command.max_answer_bytes, |bytes| format_bytes(bytes.value));
+        self.maybe("version", &command.version, |version| quote(version));
     }
 
     pub(super) fn gpu(&mut self, gpu: &GpuStep) {

@@ -83,6 +83,15 @@ impl HttpSession {
                     None => {}
                 }
             }
+            if response.status().is_redirection() && left == 0 && may_follow && self.client.max_redirects > 0 {
+                let message = format!(
+                    "it answered {} after {} redirects, and `max_redirects` allows no more",
+                    response.status(),
+                    self.client.max_redirects
+                );
+                let status = response.status().as_u16();
+                return Err(self.fail(FailureCode::Status, message).status(status).sent(Sent::Answered));
+            }
             return self.receive(response, usage).await;
         }
     }

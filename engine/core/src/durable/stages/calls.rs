@@ -100,7 +100,7 @@ impl Work<'_> {
     ) -> Result<(), Stop> {
         let number = input.commit.chunk.chunk;
         let id = stage.chunk(number);
-        let log = patiently!(ChunkLog::open(&attempt.effects, id))?;
+        let log = patiently!(ChunkLog::open(&attempt.effects, id, self.unknown))?;
         let path = self.path(&input.commit.output);
         let known = Arc::clone(known);
         let read =

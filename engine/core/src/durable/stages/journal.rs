@@ -1,10 +1,41 @@
 //! What the run store knows of a stage: that it is there, its manifest, its commits, its status.
 
 use rowmill_spec::{Diagnostic, Fault};
-use rowmill_store::{ChunkSpec, CommittedChunk, NewStage, PageRequest, StageId, StageStatus};
+use rowmill_store::{ChunkSpec, CommittedChunk, Error, NewStage, PageRequest, RunId, StageId, StageStatus};
 
 use super::{Stop, Work};
+use crate::durable::Durable;
 use crate::durable::chunks::ChunkFile;
+
+impl Durable {
+    /// The commits of a stage.
+    pub(in crate::durable) async fn committed(&self, run: RunId, stage: StageId) -> Result<Vec<CommittedChunk>, Error> {
+        let mut all = Vec::new();
+        let mut page = PageRequest::first(10_000);
+        loop {
+            let found = patiently!(self.store.committed(run, stage, &page))?;
+            all.extend(found.items);
+            match found.next {
+                Some(next) => page = PageRequest::after(next, 10_000),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    /// The chunks of a stage.
+    pub(in crate::durable) async fn manifest(&self, run: RunId, stage: StageId) -> Result<Vec<ChunkSpec>, Error> {
+        let mut all = Vec::new();
+        let mut page = PageRequest::first(10_000);
+        loop {
+            let found = patiently!(self.store.chunks(run, stage, &page))?;
+            all.extend(found.items);
+            match found.next {
+                Some(next) => page = PageRequest::after(next, 10_000),
+                None => return Ok(all),
+            }
+        }
+    }
+}
 
 impl Work<'_> {
     /// Registers the next stage.
@@ -22,7 +53,7 @@ impl Work<'_> {
             Err(rowmill_store::Error::Conflict { .. }) => {
                 let message = format!("run {}: stage `{name}` is not what it was when the run began", self.run);
                 Err(Stop::Report(Box::new(Diagnostic::error("RM0802", message).fault(Fault::Data).help(
-                    "the workflow, its configuration or Rowmill itself changed; start over with `rowmill resume --restart`",
+                    "the workflow, its configuration, a program or function that it calls, or Rowmill itself changed; start over with `rowmill resume --restart`",
                 ))))
             }
             Err(error) => Err(error.into()),
@@ -31,29 +62,11 @@ impl Work<'_> {
     }
 
     pub(in crate::durable) async fn committed(&self, stage: StageId) -> Result<Vec<CommittedChunk>, Stop> {
-        let mut all = Vec::new();
-        let mut page = PageRequest::first(10_000);
-        loop {
-            let found = patiently!(self.durable.store.committed(self.run, stage, &page))?;
-            all.extend(found.items);
-            match found.next {
-                Some(next) => page = PageRequest::after(next, 10_000),
-                None => return Ok(all),
-            }
-        }
+        Ok(self.durable.committed(self.run, stage).await?)
     }
 
     pub(in crate::durable) async fn manifest(&self, stage: StageId) -> Result<Vec<ChunkSpec>, Stop> {
-        let mut all = Vec::new();
-        let mut page = PageRequest::first(10_000);
-        loop {
-            let found = patiently!(self.durable.store.chunks(self.run, stage, &page))?;
-            all.extend(found.items);
-            match found.next {
-                Some(next) => page = PageRequest::after(next, 10_000),
-                None => return Ok(all),
-            }
-        }
+        Ok(self.durable.manifest(self.run, stage).await?)
     }
 
     pub(in crate::durable) async fn is_sealed(&self, stage: StageId) -> Result<bool, Stop> {

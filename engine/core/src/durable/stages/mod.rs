@@ -45,6 +45,8 @@ pub(super) struct Work<'a> {
     pub(super) version: u32,
     pub(super) fence: Fence,
     pub(super) began: Instant,
+    /// Whether `once` calls are made again of which nobody knows whether they happened.
+    pub(super) unknown: bool,
     /// The version of the result before this one.
     pub(super) before: Option<super::retry::Before>,
 }

@@ -207,7 +207,7 @@ impl Guard {
         }
         if let (OnError::Fail, Some(Loss { row, failure: Some(failure), .. })) = (&self.on_error, losses.first()) {
             let item = ids.get(*row as usize).to_string();
-            let reason = StopReason::Item { item, failure: failure.clone(), attempts: 1 };
+            let reason = StopReason::Item { item, failure: failure.clone(), attempts: 1, held: false };
             return Err(external(self.stop(reason)));
         }
         if let Some(limit) = &self.max_errors {
