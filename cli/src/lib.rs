@@ -136,15 +136,20 @@ fn wants_json(arguments: &[OsString]) -> bool {
 }
 
 fn run(arguments: Arguments, settings: settings::Settings) -> u8 {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(settings.threads())
-        .thread_stack_size(WORKER_STACK_BYTES)
-        .enable_all()
-        .build();
-    match runtime {
-        Ok(runtime) => {
+    let threads = |name: &str| {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(settings.threads())
+            .thread_name(name)
+            .thread_stack_size(WORKER_STACK_BYTES)
+            .enable_all()
+            .build()
+    };
+    match threads("rowmill").and_then(|runtime| Ok((runtime, threads("compute")?))) {
+        Ok((runtime, compute)) => {
+            let settings = settings.computing_on(compute.handle());
             let code = runtime.block_on(commands::dispatch(arguments, settings));
-            // A step may still be inside a blocking read: the process does not wait for it.
+            // A step may still be inside a blocking read, or compute: the process does not wait for it.
+            compute.shutdown_background();
             runtime.shutdown_background();
             code
         }

@@ -16,9 +16,16 @@ const PROJECT_FILE: &str = "rowmill.yaml";
 #[derive(Debug)]
 pub(crate) struct Settings {
     config: Config,
+    compute: Option<tokio::runtime::Handle>,
 }
 
 impl Settings {
+    /// With threads that compute.
+    pub(crate) fn computing_on(mut self, threads: &tokio::runtime::Handle) -> Settings {
+        self.compute = Some(threads.clone());
+        self
+    }
+
     /// Reads every layer.
     pub(crate) fn load(arguments: &Arguments) -> Result<Settings, Diagnostics> {
         let mut flags = arguments.global.options.clone();
@@ -57,7 +64,7 @@ impl Settings {
             reserved_env: ["ROWMILL_CONFIG", "ROWMILL_CLUSTER", "ROWMILL_CLUSTER_TOKEN"].map(str::to_owned).to_vec(),
             flags,
         })?;
-        Ok(Settings { config })
+        Ok(Settings { config, compute: None })
     }
 
     /// The configuration itself.
@@ -138,6 +145,7 @@ impl Settings {
             },
             gpu: self.gpu_options(),
             model_library: self.config.model.library.clone(),
+            compute: self.compute.clone(),
             ..SessionOptions::default()
         })
     }

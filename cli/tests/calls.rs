@@ -313,3 +313,59 @@ sinks:
     assert_eq!((&outcomes(&report)["ok"], &outcomes(&report)["dead_lettered"]), (&11.into(), &1.into()), "{report}");
     assert_eq!(space.sql("SELECT value FROM 'bad.csv'").rows(), ["5"]);
 }
+
+/// One value of a column is another question than the same value of another.
+#[test]
+fn a_cache_does_not_mix_key_columns_up() {
+    let service = Service::start(|path, _| (200, format!("{{\"answer\": {}}}", number(path))));
+    let space = Scratch::new();
+    space.write("rowmill.yaml", service.configuration(""));
+    let flow = |key: &str| {
+        workflow(&format!("    cache: {{tier: disk, key: [{key}]}}"))
+            .replace("from: numbers", "from: both")
+            .replace("steps:", "steps:\n  both: {sql: 'SELECT value, value + 1 AS next FROM numbers'}")
+    };
+    for key in ["value", "next"] {
+        space.run(&flow(key)).ok();
+        assert_eq!(space.sql("SELECT count(*) FROM 'out.csv' WHERE value <> answer").rows(), ["0"], "{key}");
+    }
+    assert_eq!(service.seen().len(), 400);
+}
+
+/// A step that reads no column asks once, and all items have the answer.
+#[test]
+fn a_step_without_columns_can_be_cached() {
+    let service = Service::start(|_, _| (200, "{\"answer\": 7}".to_owned()));
+    let space = Scratch::new();
+    space.write("rowmill.yaml", service.configuration(""));
+    space.run(&workflow("    cache: {tier: disk}").replace("/item/{value}", "/only")).ok();
+    assert_eq!(space.sql("SELECT count(*), min(answer), max(answer) FROM 'out.csv'").rows(), ["200,7,7"]);
+    assert!(service.seen().len() <= 8, "{}", service.seen().len());
+}
+
+/// An answer that is only near to the declared type is none.
+#[test]
+fn a_program_must_answer_with_the_types_that_are_declared() {
+    let space = Scratch::new();
+    space.write(
+        "say.py",
+        "import json, sys\nsaid = [1, 1.5, 2.0]\nfor line in sys.stdin:\n    it = json.loads(line)\n    print(json.dumps({'id': it['id'], 'ok': {'w': said[it['item']['value']]}}), flush=True)\n",
+    );
+    let flow = "
+rowmill: 1
+name: typed
+sources: {rows: {range: {end: 3}}}
+steps:
+  said:
+    command: {from: rows, argv: [python3, say.py], reads: [value], output: {w: int64}}
+    effects: pure
+    on_error: dead_letter
+sinks:
+  out: {from: said, path: out.csv}
+  bad: {from: said.dead_letters, path: bad.csv}
+";
+    space.write("flow.yaml", flow);
+    space.rowmill(&["run", "flow.yaml"]).fails(3, &[]);
+    assert_eq!(space.sql("SELECT value, w FROM 'out.csv' ORDER BY value").rows(), ["0,1", "2,2"]);
+    assert_eq!(space.sql("SELECT value, message LIKE '%1.5 is not a whole number%' FROM 'bad.csv'").rows(), ["1,true"]);
+}

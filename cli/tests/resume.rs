@@ -87,21 +87,7 @@ fn calls_that_are_made_once_end_before_a_stopped_run_does() {
         (200, format!("{{\"answer\": {}}}", number(path)))
     });
     let space = space(&service);
-    let run = space
-        .command()
-        .args(["run", "flow.yaml", "--progress", "none"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let begun = Instant::now();
-    while service.seen().len() < 6 {
-        assert!(begun.elapsed() < Duration::from_secs(30), "it does not get to work");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let pid = rustix::process::Pid::from_raw(run.id() as i32).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-    let stopped: Answer = run.wait_with_output().unwrap().into();
+    let stopped = interrupted(&space, || service.seen().len() >= 6);
     assert_eq!(stopped.code, 130, "{}", stopped.err);
     let before = service.seen().len();
     assert!(before < 20, "it was not stopped in the middle");
@@ -110,4 +96,104 @@ fn calls_that_are_made_once_end_before_a_stopped_run_does() {
     assert_eq!(counts.len(), 20);
     assert!(counts.values().all(|calls| *calls == 1), "{counts:?}");
     assert_eq!(space.sql("SELECT count(*), sum(receipt) FROM 'rows.csv'").rows(), ["20,190"]);
+}
+
+/// Items of a group whose turn had not come are left alone by a Ctrl-C: they are neither failed nor unknown.
+#[test]
+fn items_whose_turn_had_not_come_are_done_by_the_resume() {
+    for (effects, once) in [("idempotent", false), ("once", true)] {
+        let space = Scratch::new();
+        space.write(
+            "slow.py",
+            "import json, sys, time\nfor line in sys.stdin:\n    it = json.loads(line)\n    v = it['item']['value']\n    open('seen', 'a').write(f'{v}\\n')\n    time.sleep(0.2)\n    print(json.dumps({'id': it['id'], 'ok': {'w': v}}), flush=True)\n",
+        );
+        space.write(
+            "flow.yaml",
+            format!(
+                "
+rowmill: 1
+name: slow
+durable: true
+sources: {{rows: {{range: {{end: 15}}}}}}
+steps:
+  made:
+    command: {{from: rows, argv: [python3, slow.py], reads: [value], output: {{w: int64}}}}
+    effects: {effects}
+    in_flight: 1
+    on_error: dead_letter
+sinks: {{out: {{from: made, path: out.csv}}}}
+"
+            ),
+        );
+        let seen = || std::fs::read_to_string(space.path("seen")).unwrap_or_default().lines().count();
+        let stopped = interrupted(&space, || seen() >= 3);
+        assert_eq!(stopped.code, 130, "{}", stopped.err);
+        assert!(seen() < 15, "it was not stopped in the middle");
+        space.rowmill(&["resume", "last"]).ok();
+        assert_eq!(space.sql("SELECT count(*), sum(w) FROM 'out.csv'").rows(), ["15,105"]);
+        assert!(!once || seen() == 15, "{} calls", seen());
+    }
+}
+
+/// A share of errors that could only be judged at the end leaves a run that goes on once the cause is mended.
+#[test]
+fn a_run_with_too_many_errors_goes_on_when_the_cause_is_mended() {
+    for limit in ["3", "10%"] {
+        let mended = Arc::new(AtomicBool::new(false));
+        let state = Arc::clone(&mended);
+        let service = Service::start(move |path, _| match number(path) {
+            value if value % 2 == 1 && !state.load(Ordering::SeqCst) => (404, String::new()),
+            value => (200, format!("{{\"answer\": {value}}}")),
+        });
+        let space = Scratch::new();
+        let flow = WORKFLOW.replace("method: POST, ", "");
+        space.write(
+            "flow.yaml",
+            flow.replace("in_flight: 4", &format!("on_error: dead_letter\n    max_errors: {limit}")),
+        );
+        space.write("rowmill.yaml", service.configuration(""));
+        space.rowmill(&["run", "flow.yaml"]).fails(1, &["RM0611", "resume"]);
+        space.rowmill(&["resume", "last"]).fails(1, &["RM0611"]);
+        mended.store(true, Ordering::SeqCst);
+        space.rowmill(&["resume", "last"]).ok();
+        assert_eq!(space.sql("SELECT count(*), sum(receipt) FROM 'rows.csv'").rows(), ["20,190"], "{limit}");
+    }
+}
+
+/// Ctrl-C while operators compute that do not pause.
+#[test]
+fn a_durable_run_stops_while_it_computes() {
+    let space = Scratch::new();
+    space.write(
+        "flow.yaml",
+        "
+rowmill: 1
+name: computed
+durable: true
+sources: {n: {range: {end: 3000000}}}
+steps:
+  pairs: {sql: 'SELECT count(*) AS pairs FROM n a JOIN n b ON a.value * 7 % 1000003 < b.value * 3 % 999983'}
+sinks: {out: {from: pairs, path: out.csv}}
+",
+    );
+    let begun = Instant::now();
+    let stopped = interrupted(&space, || begun.elapsed() > Duration::from_secs(2));
+    assert_eq!(stopped.code, 130, "{}", stopped.err);
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert!(!space.names(".").iter().any(|name| name.contains(".rowmill-")), "staging was left behind");
+}
+
+/// Runs `flow.yaml` and interrupts it when `now` says so.
+fn interrupted(space: &Scratch, now: impl Fn() -> bool) -> Answer {
+    let mut command = space.command();
+    command.args(["run", "flow.yaml", "--progress", "none"]).stdout(Stdio::null()).stderr(Stdio::piped());
+    let run = command.spawn().unwrap();
+    let begun = Instant::now();
+    while !now() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it does not get to work");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let pid = rustix::process::Pid::from_raw(run.id() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    run.wait_with_output().unwrap().into()
 }

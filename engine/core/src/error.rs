@@ -182,7 +182,7 @@ fn io_kind(error: &DataFusionError) -> Option<std::io::ErrorKind> {
 }
 
 /// The first error of a type among an error and its sources.
-fn find_source<T: std::error::Error + 'static>(error: &DataFusionError) -> Option<&T> {
+pub(crate) fn find_source<T: std::error::Error + 'static>(error: &DataFusionError) -> Option<&T> {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = source {
         if let Some(found) = error.downcast_ref::<T>() {

@@ -20,6 +20,7 @@ use datafusion::logical_expr::ScalarUDF;
 use datafusion::optimizer::Optimizer;
 use datafusion::prelude::SessionConfig;
 
+use tokio::runtime::{EnterGuard, Handle};
 use tokio_util::sync::CancellationToken;
 
 use crate::calls::{Host, RunScope};
@@ -57,6 +58,9 @@ pub struct EngineOptions {
     pub class_planners: ClassPlanners,
     /// Functions that queries may call beside DataFusion's.
     pub functions: Vec<Arc<ScalarUDF>>,
+    /// Threads that compute, if not those that call: some operators compute for a minute without a pause, and whoever
+    /// renews leases, writes effects and hears signals must not wait for them.
+    pub compute: Option<Handle>,
 }
 
 /// What all runs of a process share: memory, spill space, object stores, caches of file footers.
@@ -104,6 +108,11 @@ impl Engine {
     /// What a run gives to its steps; ledgers that do not fit into memory go to `folder`.
     pub fn scope(&self, run: &str, cancel: &CancellationToken, folder: PathBuf) -> RunScope {
         RunScope::new(run, cancel, folder, &self.runtime.memory_pool, &self.options.host)
+    }
+
+    /// Makes the threads that compute those on which tasks are spawned, as long as the guard is held.
+    pub(crate) fn enter_compute(&self) -> Option<EnterGuard<'_>> {
+        self.options.compute.as_ref().map(Handle::enter)
     }
 
     /// The shared runtime.

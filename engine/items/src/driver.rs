@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use futures::future::BoxFuture;
@@ -24,10 +23,6 @@ use crate::sessions::Slot;
 use crate::settle::{Ends, Group, Left, Settled, settle};
 use crate::size::{batch_bytes, group_ends};
 use crate::unit::{Rows, Unit};
-
-/// How long calls that are made once may take to end after a durable run was told to stop: what is cut off is `unknown`,
-/// and nobody makes it again unasked.
-const DRAIN: Duration = Duration::from_secs(10);
 
 /// Groups of one partition that wait for their next attempt, at most; then no new ones are begun.
 const MAX_OPEN: usize = 65_536;
@@ -143,8 +138,9 @@ impl Driver {
         self.cancel.cancel();
         self.next_slot = None;
         let flight = Arc::clone(&self.flight);
+        let drain = self.operator.policy.drain;
         let patience = async {
-            tokio::time::sleep(DRAIN).await;
+            tokio::time::sleep(drain).await;
             flight.cancel();
             std::future::pending::<()>().await;
         };
@@ -380,8 +376,7 @@ impl Driver {
                     return;
                 }
             };
-            let work =
-                settle(Arc::clone(&self.operator), group, slot, Arc::clone(&self.scope), self.ends());
+            let work = settle(Arc::clone(&self.operator), group, slot, Arc::clone(&self.scope), self.ends());
             self.running.push(work.boxed());
             return;
         }

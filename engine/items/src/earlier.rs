@@ -4,13 +4,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{RecordBatch, RecordBatchOptions, UInt32Array};
-use arrow::compute::take_record_batch;
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 use rowmill_step::{Failure, ItemIds, Outcome};
 
 use crate::settle::Settled;
-use crate::unit::{Loss, Piece, Rows, Unit};
+use crate::unit::{Loss, Piece, Rows, Unit, take_rows};
 
 /// What became of one item.
 #[derive(Debug, Clone)]
@@ -60,7 +59,7 @@ impl Earlier {
             }
         }
         if !sources.is_empty() {
-            let rows = take_record_batch(&self.rows, &UInt32Array::from(picks))?;
+            let rows = take_rows(&self.rows, &UInt32Array::from(picks))?;
             let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
             // Under the step's own schema, whatever metadata a file kept of it.
             let output = RecordBatch::try_new_with_options(Arc::clone(schema), rows.columns().to_vec(), &options)?;

@@ -15,7 +15,6 @@ use std::sync::Arc;
 use arrow::array::{
     ArrayRef, AsArray as _, RecordBatch, StringArray, StringBuilder, StructArray, UInt16Array, UInt32Array, UInt64Array,
 };
-use arrow::compute::take_record_batch;
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::ipc::reader::FileReader;
@@ -24,6 +23,7 @@ use parking_lot::Mutex;
 use rowmill_step::{Failure, ItemIds};
 
 use crate::unit::Loss;
+use crate::unit::take_rows;
 
 /// Bytes that gather before they are written.
 const GATHER_BYTES: usize = 8 << 20;
@@ -177,8 +177,7 @@ impl Ledger {
         losses: &[Loss],
     ) -> Result<RecordBatch, ArrowError> {
         let rows = UInt32Array::from_iter_values(losses.iter().map(|loss| loss.row));
-        let picked: Vec<ArrayRef> =
-            take_record_batch(input, &rows)?.columns().iter().map(|column| compact(column)).collect();
+        let picked: Vec<ArrayRef> = take_rows(input, &rows)?.columns().iter().map(|column| compact(column)).collect();
         let item = match self.schema.field(8).data_type() {
             DataType::Struct(fields) if !fields.is_empty() => StructArray::try_new(fields.clone(), picked, None)?,
             _ => StructArray::new_empty_fields(losses.len(), None),

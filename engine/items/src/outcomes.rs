@@ -1,14 +1,13 @@
 //! What became of items, written down: counts, the stop of a run gone wrong, the ledger, defaults.
 
 use arrow::array::UInt32Array;
-use arrow::compute::take_record_batch;
 use rowmill_step::{Failure, FailureCode, OnError, Outcome, Redactor, Sent};
 use tokio_util::sync::CancellationToken;
 
 use crate::cached::ok_outcome;
 use crate::operator::{Scope, StepOperator, StopReason};
 use crate::settle::Settled;
-use crate::unit::{Piece, Rows, Unit};
+use crate::unit::{Piece, Rows, Unit, take_rows};
 
 /// Notes what became of some items of a unit; returns the bytes of their output.
 pub(crate) fn note(
@@ -60,7 +59,7 @@ pub(crate) fn write_losses(operator: &StepOperator, scope: &Scope, unit: &mut Un
     if let OnError::Default(default) = &operator.policy.on_error {
         let rows: Vec<u32> =
             unit.losses.iter().filter(|loss| loss.outcome == Outcome::Defaulted).map(|loss| loss.row).collect();
-        match take_record_batch(default, &UInt32Array::from(vec![0; rows.len()])) {
+        match take_rows(default, &UInt32Array::from(vec![0; rows.len()])) {
             Ok(output) => unit.pieces.push(Piece { sources: Rows::List(rows), output, fresh: false }),
             Err(error) => stop_for(operator, &error.to_string()),
         }

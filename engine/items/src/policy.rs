@@ -35,11 +35,17 @@ pub struct StepPolicy {
     pub order: Order,
     /// Bytes of input that one partition holds while items are under way.
     pub reorder_bytes: usize,
+    /// How long calls that are made once may take to end after a durable run was told to stop: what is cut off is
+    /// `unknown`, and nobody makes it again unasked.
+    pub drain: Duration,
 }
 
 impl StepPolicy {
     /// Bytes of input that one partition holds, where nothing else is said.
     pub const REORDER_BYTES: usize = 64 << 20;
+
+    /// The time for calls that are made once to end, where nothing else is said.
+    pub const DRAIN: Duration = Duration::from_secs(10);
 
     /// The policy where the workflow says nothing: what the step kind says of itself, the usual retries, and the first
     /// failure stops the run.
@@ -54,6 +60,7 @@ impl StepPolicy {
             target: description.target,
             order: Order::Input,
             reorder_bytes: Self::REORDER_BYTES,
+            drain: Self::DRAIN,
         }
     }
 }

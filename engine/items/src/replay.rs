@@ -9,6 +9,7 @@ use crate::unit::{Loss, Piece, Rows, Unit};
 
 /// What earlier attempts of this chunk brought to an end of a unit; the rest is left to do.
 pub(crate) fn replay(operator: &StepOperator, unit: &mut Unit, log: &ChunkLog) -> Settled {
+    let policy = &operator.policy;
     let mut rows = Vec::new();
     let mut sources = Vec::new();
     let mut todo = Vec::new();
@@ -33,11 +34,11 @@ pub(crate) fn replay(operator: &StepOperator, unit: &mut Unit, log: &ChunkLog) -
                     sources.extend(std::iter::repeat_n(row, found.len()));
                     rows.extend(found);
                 }
-                // It stopped the run, and whoever goes on with it wants it tried again: but nothing that may have happened
-                // unless that is asked for.
+                // Such failures stop runs, and whoever goes on with one wants them tried again: but nothing that may have
+                // happened, unless that is asked for.
                 Some(Stored::Failed(failure, _))
-                    if matches!(operator.policy.on_error, OnError::Fail)
-                        && (log.sends_unknown() || !failure.may_have_happened()) =>
+                    if (matches!(policy.on_error, OnError::Fail) || policy.max_errors.is_some())
+                        && (log.sends_unknown() || policy.effects.repeatable() || !failure.may_have_happened()) =>
                 {
                     todo.push(row);
                 }

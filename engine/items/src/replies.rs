@@ -50,16 +50,19 @@ impl Settler<'_> {
         }
         let mut again: Vec<Again> = Vec::new();
         for (index, failure) in reply.failures {
+            if self.was_cut_off(&failure) {
+                self.left(&work, index as usize, failure, log)?;
+                continue;
+            }
+            self.withdraw(log, &work, &failure, [work.keys.key(index as usize).0])?;
             match self.delay(&work, &failure) {
-                Some(delay) => {
-                    self.withdraw(log, &failure, [work.keys.key(index as usize).0])?;
-                    add(&mut again, failure.wait(), delay, index);
-                }
+                Some(delay) => add(&mut again, failure.wait(), delay, index),
                 None => self.lost(&work, index as usize, failure, log)?,
             }
         }
         for Again { delay, items, .. } in again {
             let mut work = work.select(&items, &self.operator.keys)?;
+            work.announced = false;
             work.attempt += 1;
             work.not_before = Some(Instant::now() + delay);
             self.open.push(work);
@@ -75,7 +78,8 @@ impl Settler<'_> {
         log: Option<&ChunkLog>,
         may_bisect: bool,
     ) -> Result<(), Failure> {
-        self.withdraw(log, &failure, all(&work.keys))?;
+        self.withdraw(log, &work, &failure, all(&work.keys))?;
+        work.announced = false;
         let items = work.rows.len();
         if let Some(wait) = self.delay(&work, &failure) {
             work.attempt += 1;
@@ -125,18 +129,40 @@ impl Settler<'_> {
     pub(crate) fn withdraw(
         &self,
         log: Option<&ChunkLog>,
+        work: &Work,
         failure: &Failure,
         keys: impl IntoIterator<Item = [u8; 16]>,
     ) -> Result<(), Failure> {
         match log {
-            Some(log)
-                if self.operator.policy.effects.intent_first()
-                    && matches!(failure.how_far(), Sent::Never | Sent::Refused) =>
-            {
+            Some(log) if work.announced && matches!(failure.how_far(), Sent::Never | Sent::Refused) => {
                 log.withdraw(keys)
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether an item failed because the run was told to stop.
+    pub(crate) fn was_cut_off(&self, failure: &Failure) -> bool {
+        failure.code() == FailureCode::Cancelled && self.cancel.is_cancelled()
+    }
+
+    /// An item whose step stops: left as it is, unless its call may have had its effect.
+    pub(crate) fn left(
+        &mut self,
+        work: &Work,
+        index: usize,
+        failure: Failure,
+        log: Option<&ChunkLog>,
+    ) -> Result<(), Failure> {
+        let effects = self.operator.policy.effects;
+        if failure.verdict(effects) == Verdict::Unknown || is_over(&failure, effects) {
+            return self.lost(work, index, failure, log);
+        }
+        // What is not settled has not run.
+        if matches!(failure.how_far(), Sent::Never | Sent::Refused) {
+            self.withdraw(log, work, &failure, [work.keys.key(index).0])?;
+        }
+        Ok(())
     }
 
     /// An item that has had its last attempt.

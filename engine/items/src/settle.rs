@@ -3,18 +3,17 @@
 use std::sync::Arc;
 
 use arrow::array::{RecordBatch, UInt32Array};
-use arrow::compute::take_record_batch;
 use rowmill_step::{
-    Failure, FailureCode, ItemBatch, ItemIds, ItemKeys, KeyDeriver, Sent, StepSession, Verdict, attempt, caught,
+    Failure, FailureCode, ItemBatch, ItemIds, ItemKeys, KeyDeriver, Sent, StepSession, attempt, caught,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::effects::ChunkLog;
 use crate::operator::{Scope, StepOperator, StopReason};
-use crate::replies::{all, broken, is_over};
+use crate::replies::{all, broken};
 use crate::sessions::Slot;
-use crate::unit::{Loss, Piece, Rows, select_ids};
+use crate::unit::{Loss, Piece, Rows, select_ids, take_rows};
 
 /// A group on its way.
 pub(crate) struct Group {
@@ -65,13 +64,15 @@ pub(crate) struct Work {
     pub(crate) not_before: Option<Instant>,
     /// When the first attempt began.
     pub(crate) first: Option<Instant>,
+    /// Whether the log says that its calls are about to be made.
+    pub(crate) announced: bool,
     /// No attempt after the next: set for halves of a group that had all of its attempts.
     pub(crate) last: bool,
 }
 
 impl Work {
     pub(crate) fn select(&self, indexes: &[u32], deriver: &Arc<KeyDeriver>) -> Result<Self, Failure> {
-        let columns = take_record_batch(&self.columns, &UInt32Array::from(indexes.to_vec())).map_err(broken)?;
+        let columns = take_rows(&self.columns, &UInt32Array::from(indexes.to_vec())).map_err(broken)?;
         let keys = ItemKeys::new(select_ids(self.keys.ids(), indexes), Arc::clone(deriver));
         Ok(Self { rows: self.rows.select(indexes), columns, keys, ..*self })
     }
@@ -103,6 +104,7 @@ pub(crate) async fn settle(
         attempt: 1,
         not_before: None,
         first: None,
+        announced: false,
         last: false,
     });
     let mut slot = Some(slot);
@@ -171,6 +173,7 @@ impl Settler<'_> {
             keys: work.keys.clone(),
             attempt: work.attempt,
             deadline: None,
+            stop: CancellationToken::clone(&self.cancel),
             cancel: CancellationToken::clone(&self.flight),
         };
         let mut admission = None;
@@ -198,7 +201,7 @@ impl Settler<'_> {
             Err(failure) => (Err(failure.sent(Sent::Never)), false),
             Ok(mut session) => {
                 if let Some(log) = log
-                    && !self.announce(log, &work).await?
+                    && !self.announce(log, &mut work).await?
                 {
                     slot.keep(session);
                     return Ok(false);
@@ -227,17 +230,11 @@ impl Settler<'_> {
             Err(failure) => {
                 let stops = failure.code() == FailureCode::Setup
                     || (failure.code() == FailureCode::Internal && failure.how_far() == Sent::Never);
-                let cancelled = failure.code() == FailureCode::Cancelled && self.cancel.is_cancelled();
-                if !stops && !cancelled {
+                if !stops && !self.was_cut_off(&failure) {
                     self.failed_whole(work, failure, log, opened)?;
                     return Ok(true);
                 }
-                // The items are left as they are, unless the call may have had its effect.
-                if failure.verdict(policy.effects) == Verdict::Unknown || is_over(&failure, policy.effects) {
-                    self.all_lost(&work, &failure, log)?;
-                } else {
-                    self.withdraw(log, &failure, all(&work.keys))?;
-                }
+                (0..work.rows.len()).try_for_each(|index| self.left(&work, index, failure.clone(), log))?;
                 return if stops { Err(failure) } else { Ok(false) };
             }
         }
@@ -245,7 +242,7 @@ impl Settler<'_> {
     }
 
     /// Announces the calls of a `once` step, and waits for a log that cannot keep up. False when the run was cancelled.
-    async fn announce(&self, log: &ChunkLog, work: &Work) -> Result<bool, Failure> {
+    async fn announce(&self, log: &ChunkLog, work: &mut Work) -> Result<bool, Failure> {
         tokio::select! {
             biased;
             () = log.room() => {}
@@ -254,15 +251,20 @@ impl Settler<'_> {
         if !self.operator.policy.effects.intent_first() {
             return Ok(true);
         }
+        if self.cancel.is_cancelled() {
+            return Ok(false);
+        }
+        // Polled first, so that what is taken back below was written.
         tokio::select! {
             biased;
-            () = self.cancel.cancelled() => {}
             announced = log.intend(all(&work.keys)) => {
                 announced?;
                 if !self.cancel.is_cancelled() {
+                    work.announced = true;
                     return Ok(true);
                 }
             }
+            () = self.cancel.cancelled() => {}
         }
         // It was not sent, and the log should not say that it may have been.
         log.withdraw(all(&work.keys))?;

@@ -159,7 +159,7 @@ impl Unit {
     pub(crate) fn columns(&self, rows: &Rows) -> Result<RecordBatch, ArrowError> {
         match rows {
             Rows::Range(range) => Ok(self.read.slice(range.start as usize, range.len())),
-            Rows::List(list) => take_record_batch(&self.read, &UInt32Array::from(list.clone())),
+            Rows::List(list) => take_rows(&self.read, &UInt32Array::from(list.clone())),
         }
     }
 
@@ -203,7 +203,7 @@ impl Unit {
         places.sort_by_key(|(source, _, _)| *source);
         let sources = UInt32Array::from_iter_values(places.iter().map(|(source, _, _)| *source));
         let picks: Vec<(usize, usize)> = places.iter().map(|(_, piece, row)| (*piece, *row)).collect();
-        let mut columns: Vec<ArrayRef> = take_record_batch(&self.input, &sources)?.columns().to_vec();
+        let mut columns: Vec<ArrayRef> = take_rows(&self.input, &sources)?.columns().to_vec();
         for column in 0..schema.fields().len() - inputs {
             let parts: Vec<_> = pieces.iter().map(|piece| piece.output.column(column).as_ref()).collect();
             columns.push(interleave(&parts, &picks)?);
@@ -223,6 +223,15 @@ fn covers(pieces: &[Piece], rows: usize) -> bool {
         }
     }
     next as usize == rows
+}
+
+/// Rows by index. A batch of no columns has rows too.
+pub(crate) fn take_rows(batch: &RecordBatch, indexes: &UInt32Array) -> Result<RecordBatch, ArrowError> {
+    if batch.num_columns() > 0 {
+        return take_record_batch(batch, indexes);
+    }
+    let options = RecordBatchOptions::new().with_row_count(Some(indexes.len()));
+    RecordBatch::try_new_with_options(batch.schema(), Vec::new(), &options)
 }
 
 /// Identities by index.

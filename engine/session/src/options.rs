@@ -41,6 +41,8 @@ pub struct SessionOptions {
     pub kinds: Vec<Arc<dyn StepFactory>>,
     /// Where parts of plans may run, if not here: a cluster (`rowmill-cluster`).
     pub elsewhere: Option<Arc<dyn Elsewhere>>,
+    /// Threads that compute, if not those that call.
+    pub compute: Option<tokio::runtime::Handle>,
 }
 
 impl From<&SessionOptions> for EngineOptions {
@@ -54,6 +56,7 @@ impl From<&SessionOptions> for EngineOptions {
             batch_rows: options.batch_rows.unwrap_or(BATCH_ROWS),
             temp_dir: options.temp_dir.clone(),
             max_temp_bytes: options.max_temp_bytes.unwrap_or(100 << 30),
+            compute: options.compute.clone(),
             stores: options.stores.clone(),
             host: Host {
                 elsewhere: options.elsewhere.clone(),

@@ -127,12 +127,14 @@ pub enum Effect {
     Completed(Bytes),
 }
 
-/// The effect log of one chunk, replayed: a result stands until the call is announced again, a withdrawn intent is
-/// gone.
+/// The effect log of one chunk, replayed: a result stands until the call is announced again, and a withdrawn intent
+/// leaves what was there before it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ChunkEffects {
     /// What is known, by request.
     pub by_key: HashMap<RequestKey, Effect>,
+    /// What was known before announcements that are not settled, the oldest first.
+    before: HashMap<RequestKey, Vec<Effect>>,
 }
 
 impl ChunkEffects {
@@ -176,15 +178,23 @@ impl ChunkEffects {
         match kind {
             EffectKind::Result => {
                 self.by_key.insert(key, Effect::Completed(bytes));
+                self.before.remove(&key);
             }
             // Over a result too: a call that was refused and is made again has not ended yet.
             EffectKind::Intent => {
-                self.by_key.insert(key, Effect::Intended);
-            }
-            EffectKind::Withdrawn => {
-                if self.by_key.get(&key) == Some(&Effect::Intended) {
-                    self.by_key.remove(&key);
+                if let Some(before) = self.by_key.insert(key, Effect::Intended) {
+                    self.before.entry(key).or_default().push(before);
                 }
+            }
+            // Only the newest announcement is taken back, not that of an earlier attempt.
+            EffectKind::Withdrawn => {
+                if self.by_key.get(&key) != Some(&Effect::Intended) {
+                    return;
+                }
+                match self.before.get_mut(&key).and_then(Vec::pop) {
+                    Some(before) => self.by_key.insert(key, before),
+                    None => self.by_key.remove(&key),
+                };
             }
         }
     }
@@ -263,6 +273,9 @@ mod tests {
             record(0, 5, EffectKind::Result, b"refused"),
             record(0, 5, EffectKind::Intent, b""),
             record(0, 5, EffectKind::Withdrawn, b""),
+            record(0, 6, EffectKind::Intent, b""),
+            record(0, 6, EffectKind::Intent, b""),
+            record(0, 6, EffectKind::Withdrawn, b""),
             record(0, 2, EffectKind::Intent, b""),
             record(0, 3, EffectKind::Intent, b""),
             record(0, 3, EffectKind::Withdrawn, b""),
@@ -274,7 +287,9 @@ mod tests {
         assert_eq!(effects.by_key.get(&[1; 16]), Some(&Effect::Completed(Bytes::from_static(b"r"))));
         assert_eq!(effects.by_key.get(&[2; 16]), Some(&Effect::Intended));
         assert_eq!(effects.by_key.get(&[4; 16]), Some(&Effect::Intended));
-        assert_eq!(effects.by_key.len(), 3);
+        assert_eq!(effects.by_key.get(&[5; 16]), Some(&Effect::Completed(Bytes::from_static(b"refused"))));
+        assert_eq!(effects.by_key.get(&[6; 16]), Some(&Effect::Intended), "an earlier attempt's");
+        assert_eq!(effects.by_key.len(), 5);
     }
 
     #[test]

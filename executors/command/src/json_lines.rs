@@ -5,7 +5,9 @@ use std::io::Write as _;
 use arrow::array::RecordBatch;
 use arrow::json::ReaderBuilder;
 use arrow::json::writer::{LineDelimited, WriterBuilder};
-use rowmill_step::{BatchReply, Cardinality, Effects, Failure, FailureCode, ItemBatch, Reservation, Sent, Usage};
+use rowmill_step::{
+    BatchReply, Cardinality, Effects, Failure, FailureCode, ItemBatch, Reservation, Sent, Usage, json_fits,
+};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncWriteExt as _};
@@ -94,6 +96,10 @@ pub(crate) async fn group(session: &mut CommandSession, batch: &ItemBatch) -> Re
         let broken = match talk {
             Ok(true) => {
                 session.keep(running);
+                if answers.len() < rows {
+                    let rest = Failure::fixed(FailureCode::Cancelled, "cancelled before its turn came");
+                    answers.resize_with(rows, || Answer::Failed(rest.clone().sent(Sent::Never)));
+                }
                 continue;
             }
             Ok(false) => continue,
@@ -129,8 +135,8 @@ fn encode(batch: &ItemBatch) -> Result<Vec<Vec<u8>>, arrow::error::ArrowError> {
     Ok(items)
 }
 
-/// Sends items and reads answers until every item has one or the conversation breaks. False if the process must not be
-/// used again.
+/// Sends items and reads answers until every item has one, no more are to be begun, or the conversation breaks. False if
+/// the process must not be used again.
 async fn converse(
     session: &CommandSession,
     running: &mut Running,
@@ -142,6 +148,9 @@ async fn converse(
     let options = session.options.clone();
     let one_by_one = options.effects == Effects::Once;
     while answers.len() < items.len() {
+        if batch.stop.is_cancelled() {
+            return Ok(true);
+        }
         let first = answers.len();
         let last = if one_by_one { first + 1 } else { items.len() };
         let first_id = running.next_id;
@@ -305,6 +314,12 @@ fn read_rows(session: &CommandSession, rows: &[Value]) -> Result<RecordBatch, St
     let schema = session.shape.output.clone();
     if rows.is_empty() {
         return Ok(RecordBatch::new_empty(schema));
+    }
+    for row in rows {
+        for field in schema.fields() {
+            let value = row.get(field.name()).unwrap_or(&Value::Null);
+            json_fits(value, field.data_type()).map_err(|what| format!("column `{}`: {what}", field.name()))?;
+        }
     }
     let mut decoder =
         ReaderBuilder::new(schema).with_batch_size(rows.len()).build_decoder().map_err(|error| error.to_string())?;

@@ -86,9 +86,7 @@ fn program(options: &CommandOptions) -> Vec<(String, Vec<u8>)> {
             let mut bytes = Vec::new();
             let is_file = std::fs::metadata(&path).is_ok_and(|known| known.is_file());
             if is_file
-                && std::fs::File::open(&path)
-                    .and_then(|file| file.take(PROGRAM_BYTES).read_to_end(&mut bytes))
-                    .is_ok()
+                && std::fs::File::open(&path).and_then(|file| file.take(PROGRAM_BYTES).read_to_end(&mut bytes)).is_ok()
             {
                 files.push((arg.clone(), bytes));
             }

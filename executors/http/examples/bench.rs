@@ -109,6 +109,7 @@ async fn step(context: &StepContext, requests: u64, in_flight: usize) {
                     keys: ItemKeys::new(ItemIds::Range { file: 0, rows: row..row + 1 }, keys.clone()),
                     attempt: 1,
                     deadline: None,
+                    stop: context.cancel.clone(),
                     cancel: context.cancel.clone(),
                 };
                 let ended = attempt(session.as_mut(), batch, &context, &shape, Cardinality::OneToOne).await;

@@ -11,6 +11,7 @@ use arrow::compute::{CastOptions, cast_with_options, concat, filter_record_batch
 use arrow::datatypes::{DataType, Field, FieldRef, SchemaRef};
 use arrow::json::ReaderBuilder;
 use reqwest::header::{HeaderMap, HeaderName};
+use rowmill_step::json_fits;
 use serde_json::Value;
 
 use crate::options::{OptionsError, ResponseColumn, Source};
@@ -316,6 +317,7 @@ impl Builder {
 /// One nested value, read by Arrow's own JSON reader.
 fn nested(value: &Value, field: &Field) -> Result<ArrayRef, Fault> {
     let not = || format!("a {}", field.data_type());
+    json_fits(value, field.data_type()).map_err(|_| not())?;
     let mut decoder =
         ReaderBuilder::new_with_field(field.clone().with_nullable(true)).build_decoder().map_err(|_| not())?;
     decoder.serialize(&[value]).map_err(|_| not())?;

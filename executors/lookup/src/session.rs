@@ -243,7 +243,7 @@ impl LookupSession {
         let missing =
             Failure::fixed(FailureCode::NotFound, "the query gives no row for this item").sent(Sent::Answered);
         let several =
-            Failure::fixed(FailureCode::Rejected, "the query gives several rows for this item").sent(Sent::Answered);
+            Failure::fixed(FailureCode::Decode, "the query gives several rows for this item").sent(Sent::Answered);
         failures.extend(found.missing.iter().map(|item| (sent[*item as usize], missing.clone())));
         failures.extend(found.several.iter().map(|item| (sent[*item as usize], several.clone())));
         failures.sort_by_key(|(row, _)| *row);

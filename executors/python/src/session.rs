@@ -246,7 +246,7 @@ impl PythonSession {
                 Err(failure) => failures.push((row, failure)),
             }
             let over = batch.deadline.is_some_and(|deadline| Instant::now() >= deadline);
-            if over || batch.cancel.is_cancelled() {
+            if over || batch.stop.is_cancelled() {
                 let (code, text) = match over {
                     true => (FailureCode::Timeout, "its group's time was over before it was sent"),
                     false => (FailureCode::Cancelled, "cancelled before it was sent"),

@@ -83,6 +83,8 @@ pub struct ItemBatch {
     pub attempt: u32,
     /// When this attempt must be over.
     pub deadline: Option<Instant>,
+    /// Cancelled when no further item of the group is to be begun; what is under way goes on.
+    pub stop: CancellationToken,
     /// Cancelled when nobody wants the result any more.
     pub cancel: CancellationToken,
 }
@@ -100,6 +102,7 @@ impl ItemBatch {
             keys: self.keys.slice(offset, length),
             attempt: self.attempt,
             deadline: self.deadline,
+            stop: self.stop.clone(),
             cancel: self.cancel.clone(),
         }
     }

@@ -239,14 +239,16 @@ impl Failure {
     }
 
     /// Whether the call may have had its effect although it failed, judged by what a ledger keeps of it: code and status.
-    /// What was refused in words, or never left, has not.
+    /// What never left has not, and neither has what was refused: by a 4xx, an error of the database, a program's `error`,
+    /// an exception.
     pub fn may_have_happened(&self) -> bool {
         match self.0.code {
-            FailureCode::Status => self.0.status.is_none_or(|status| !(400..500).contains(&status)),
+            FailureCode::Status | FailureCode::NotFound => {
+                self.0.status.is_none_or(|status| !(400..500).contains(&status))
+            }
             FailureCode::Setup
             | FailureCode::Connect
             | FailureCode::RateLimited
-            | FailureCode::NotFound
             | FailureCode::Rejected
             | FailureCode::BadInput
             | FailureCode::Forbidden

@@ -106,10 +106,14 @@ pub async fn describe(step: &Step, input: &SchemaRef, bound: &Bound, host: &Host
 /// Settings of a connection that say whom a step asks; the others say how.
 const WHOM: [&str; 6] = ["base_url", "url", "headers", "user", "database", "path"];
 
-/// What a step's results hang on: what it does, whom it asks, and with whose credentials. Whoever has other credentials
+/// What a step's results hang on: what it does, by which columns items are told apart, whom it asks, and with whose credentials. Whoever has other credentials
 /// may be answered otherwise, and must not see what others were answered.
-fn with_connections(description: &StepDescription, host: &Host) -> Result<Fingerprint, Failure> {
-    let mut print = FingerprintBuilder::new("answers", 1).field("step", description.fingerprint.to_string());
+fn with_connections(description: &StepDescription, key: &[String], host: &Host) -> Result<Fingerprint, Failure> {
+    let mut print = FingerprintBuilder::new("answers", 2).field("step", description.fingerprint.to_string());
+    // One value of `id` is another question than the same value of `v`.
+    for name in key {
+        print = print.field("key", name);
+    }
     for name in &description.connections {
         let settings = host.connections.settings(name)?;
         print = print.field("connection", name.as_bytes());
@@ -170,7 +174,7 @@ async fn cache(
         key = columns.iter().map(|column| column.value.clone()).collect();
     }
     let ttl = wanted.value.ttl.as_ref().map(|ttl| ttl.value);
-    let fingerprint = match with_connections(description, host) {
+    let fingerprint = match with_connections(description, &key, host) {
         Ok(fingerprint) => fingerprint,
         Err(failure) => {
             let report = Diagnostic::error("RM0410", format!("the cache of step `{name}`: {}", failure.message()));

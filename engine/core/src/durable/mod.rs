@@ -38,32 +38,35 @@ macro_rules! patiently {
 pub(crate) mod chunks;
 pub mod inspect;
 mod lease;
+mod payload;
 mod process;
 mod retry;
 mod reuse;
 mod stages;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use rowmill_items::{StepStopped, StopReason};
-use rowmill_spec::{Diagnostic, Diagnostics, Fault, SourceKind, Value, Workflow};
+use rowmill_spec::{Diagnostic, Diagnostics, Fault, SourceKind, Workflow};
 use rowmill_store::{
-    AcquireMode, Acquired, Error, Fence, Finish, NewRun, OutcomeCounts, Owner, RunId, RunStatus, RunStore, Scope,
+    AcquireMode, Acquired, Error, Fence, Finish, OutcomeCounts, Owner, RunId, RunStatus, RunStore, Scope,
 };
-use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::compile::{Compiled, Inputs, compile};
+use crate::compile::{Inputs, compile};
 use crate::error::{report, stopped_report};
 use crate::local::{Observer, RunError, RunReport};
 use crate::runtime::Engine;
 use lease::Lease;
+use payload::{PAYLOAD_FORMAT, given_params, new_run, stamps};
+pub use payload::{Payload, Stamp, fingerprint, inputs_of, read_payload};
 pub use process::describe as describe_process;
 pub use retry::RetryChoice;
 
@@ -93,54 +96,6 @@ impl Durable {
     /// The folder of a run.
     pub fn folder_of(&self, run: RunId) -> PathBuf {
         self.folder.join("runs").join(run.to_string())
-    }
-}
-
-/// What is kept of a run beside its workflow's text; see [`read_payload`].
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Payload {
-    /// Version of this form.
-    pub format: u32,
-    /// The folder that relative paths start from.
-    pub base: PathBuf,
-    /// The workflow's file, for messages and for the check whether it changed.
-    pub path: PathBuf,
-    /// Parameters that were given.
-    pub params: Vec<(String, String)>,
-    /// Variables that were given.
-    pub vars: Vec<(String, String)>,
-    /// What `now()` is.
-    pub started: DateTime<Utc>,
-    /// Source files as they were when the run began.
-    pub files: Vec<Stamp>,
-}
-
-/// A source file as it was.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Stamp {
-    store: String,
-    path: String,
-    size: u64,
-    modified: DateTime<Utc>,
-    etag: Option<String>,
-}
-
-const PAYLOAD_FORMAT: u32 = 1;
-
-/// Reads what is kept of a run.
-///
-/// # Errors
-/// When it is of a newer form, or damaged.
-pub fn read_payload(run: &rowmill_store::Run) -> Result<Payload, Diagnostic> {
-    let wrong = |message: String| {
-        Diagnostic::error("RM0801", format!("run {}: {message}", run.id))
-            .fault(Fault::Environment)
-            .help("use the version of Rowmill that wrote it, or start the workflow anew")
-    };
-    let payload: Payload = serde_json::from_slice(&run.payload).map_err(|error| wrong(error.to_string()))?;
-    match payload.format == PAYLOAD_FORMAT {
-        true => Ok(payload),
-        false => Err(wrong(format!("its record has form {}, known is {PAYLOAD_FORMAT}", payload.format))),
     }
 }
 
@@ -240,15 +195,10 @@ async fn run_durable(
             patiently!(durable.store.submit(&new)).map_err(|error| refuse(store_report(&error)))?;
         }
         (_, Some(payload)) if payload.files != stamps => {
-            let changed: Vec<&str> = payload
-                .files
-                .iter()
-                .filter(|file| !stamps.contains(file))
-                .chain(stamps.iter().filter(|file| !payload.files.contains(file)))
-                .map(|file| file.path.as_str())
-                .collect();
-            let mut changed = changed;
-            changed.dedup();
+            let gone = payload.files.iter().filter(|file| !stamps.contains(file));
+            let come = stamps.iter().filter(|file| !payload.files.contains(file));
+            let changed: BTreeSet<&str> = gone.chain(come).map(Stamp::path).collect();
+            let changed: Vec<&str> = changed.into_iter().collect();
             return Err(refuse(
                 Diagnostic::error(
                     "RM0802",
@@ -295,14 +245,26 @@ async fn run_durable(
     };
     let fence = held.fence;
     let lease = Lease::keep(Arc::clone(&durable.store), fence, durable.lease, cancel);
+    // Of a retry that died before it had written its choice down, all that is known is what this one says.
     let choice = match &task {
         Task::Retry { choice, .. } => Some(*choice),
+        Task::Resume { unknown: true, .. } => Some(RetryChoice { unknown: true }),
         _ => None,
     };
     let version = held.version;
     let unknown = matches!(&task, Task::Resume { unknown: true, .. });
-    let mut work =
-        stages::Work { engine, durable, compiled: &compiled, inputs, run, version, fence, began, unknown, before: None };
+    let mut work = stages::Work {
+        engine,
+        durable,
+        compiled: &compiled,
+        inputs,
+        run,
+        version,
+        fence,
+        began,
+        unknown,
+        before: None,
+    };
     let outcome = match patiently!(durable.store.start(&fence)) {
         Ok(()) => match work.look_back(choice).await {
             Ok(()) => work.run(&lease.cancel, observer).await,
@@ -311,7 +273,7 @@ async fn run_durable(
         Err(error) => Err(error.into()),
     };
     let ended = lease.end();
-    let settled = settle(durable, &fence, outcome, ended, &workflow).await;
+    let settled = settle(durable, &fence, version, outcome, ended, &workflow).await;
     if let Err(RunError::Failed(reports)) = &settled
         && reports.reports.iter().any(|report| report.code == "RM0805")
         && let Err(stop) = work.sweep(true).await
@@ -325,6 +287,7 @@ async fn run_durable(
 async fn settle(
     durable: &Durable,
     fence: &Fence,
+    version: u32,
     outcome: Result<RunReport, stages::Stop>,
     ended: lease::Ended,
     workflow: &Workflow,
@@ -362,10 +325,7 @@ async fn settle(
         }
         Err(stop) => stop,
     };
-    let held = matches!(
-        &stop,
-        stages::Stop::Stopped(StepStopped { reason: StopReason::Item { held: true, .. }, .. })
-    );
+    let held = matches!(&stop, stages::Stop::Stopped(StepStopped { reason: StopReason::Item { held: true, .. }, .. }));
     let report = match (stop, ended) {
         (stages::Stop::Lost, _) | (_, lease::Ended::Lost) => return Err(lost()),
         (_, lease::Ended::Expired) => {
@@ -387,9 +347,13 @@ async fn settle(
             "whether that call had its effect is not known, so it is not made again unasked: look at the other side, then `rowmill resume {} --unknown` makes such calls again",
             fence.run
         )),
-        _ if matches!(report.code, "RM0610" | "RM0611") => {
+        _ if report.code == "RM0610" => {
             report.help(format!("with the cause mended, `rowmill resume {}` tries those items again", fence.run))
         }
+        _ if report.code == "RM0611" => report.help(format!(
+            "with the cause mended, `rowmill resume {}` goes on, and tries those items again whose chunks are not committed",
+            fence.run
+        )),
         _ => report,
     });
     let status = match report.as_ref().map(|report| report.fault) {
@@ -397,6 +361,8 @@ async fn settle(
         _ if report.as_ref().is_some_and(|report| matches!(report.code, "RM0802" | "RM0610" | "RM0611")) => {
             RunStatus::Stopped
         }
+        // A retry goes on from the version that is published: an end would make that version's run one without a result.
+        _ if version > 1 => RunStatus::Stopped,
         // Ctrl-C leaves a run that can go on; `rowmill cancel` ends it.
         None if ended == lease::Ended::CancelAsked => RunStatus::Cancelled,
         None | Some(Fault::Environment | Fault::Internal) => RunStatus::Stopped,
@@ -410,68 +376,6 @@ async fn settle(
         Err(error) => tracing::warn!("the run store did not take the run's end: {error}"),
     }
     Err(report.map_or(RunError::Cancelled, failed))
-}
-
-fn new_run(run: RunId, workflow: &Workflow, text: &str, payload: &Payload, actor: &str) -> Result<NewRun, Diagnostic> {
-    let internal = |error: serde_json::Error| Diagnostic::error("RM0900", error.to_string()).fault(Fault::Internal);
-    let parameters = payload.params.iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect();
-    Ok(NewRun {
-        id: run,
-        workflow_name: workflow.name.value.clone(),
-        workflow_text: text.to_owned(),
-        workflow_fingerprint: fingerprint(text),
-        parameters,
-        organisation: "default".to_owned(),
-        team: "default".to_owned(),
-        labels: Default::default(),
-        actor: actor.to_owned(),
-        submit_key: None,
-        payload: serde_json::to_vec(payload).map_err(internal)?,
-    })
-}
-
-/// Tells one text from another.
-pub fn fingerprint(text: &str) -> String {
-    let print = rowmill_step::FingerprintBuilder::new("workflow", 1).field("text", text).finish();
-    print.0.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The parameters of a run as text, whichever way they were given.
-fn given_params(inputs: &Inputs) -> Vec<(String, String)> {
-    let mut params = inputs.params.clone();
-    params.extend(inputs.values.iter().map(|(name, value)| (name.clone(), value.to_string())));
-    params
-}
-
-/// The inputs of a run that goes on.
-///
-/// # Errors
-/// When a variable's value does not fit the type that the workflow declares.
-pub fn inputs_of(workflow: &Workflow, payload: &Payload) -> Result<Inputs, Diagnostic> {
-    let mut inputs = Inputs { base: payload.base.clone(), params: payload.params.clone(), ..Inputs::default() };
-    for (name, text) in &payload.vars {
-        let Some(variable) = workflow.vars.get(name) else { continue };
-        let value = Value::parse(&variable.kind, text)
-            .map_err(|error| Diagnostic::error("RM0403", format!("variable `{name}`: {error}")))?;
-        inputs.vars.insert(name.clone(), value);
-    }
-    Ok(inputs)
-}
-
-fn stamps(compiled: &Compiled) -> Vec<Stamp> {
-    let mut stamps: Vec<Stamp> = compiled
-        .files
-        .iter()
-        .map(|file| Stamp {
-            store: file.store.as_str().to_owned(),
-            path: file.meta.location.to_string(),
-            size: file.meta.size,
-            modified: file.meta.last_modified,
-            etag: file.meta.e_tag.clone(),
-        })
-        .collect();
-    stamps.sort();
-    stamps
 }
 
 fn refuse_what_cannot_be_replayed(workflow: &Workflow, inputs: &Inputs) -> Result<(), Diagnostic> {

@@ -4,8 +4,6 @@
 //! start and in our space of process ids, the kernel can say that it is gone, and nobody has to wait. In every other
 //! case the answer is "not known", and the lease decides.
 
-use std::path::Path;
-
 /// Description of this process, for people, with a mark by which [`is_dead`] knows it.
 pub fn describe() -> String {
     let pid = std::process::id();
@@ -31,8 +29,8 @@ pub(super) fn is_dead(description: &str) -> bool {
     }
     match started_at(pid) {
         Some(now) => now != started,
-        // Not there, or there and not readable: only the first is death.
-        None => !Path::new("/proc").join(pid.to_string()).exists() || is_reaped_late(pid),
+        // Not there, or there and not to be seen: only the first is death.
+        None => is_gone(pid) || is_reaped_late(pid),
     }
 }
 
@@ -53,6 +51,12 @@ fn place() -> Option<String> {
 fn started_at(pid: u32) -> Option<u64> {
     let (state, started) = stat(pid)?;
     (!matches!(state, 'Z' | 'X')).then_some(started)
+}
+
+/// Whether there is no process of this id. `/proc` may hide those of other users; the kernel does not.
+fn is_gone(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    pid.is_none_or(|pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH))
 }
 
 /// Whether it has died and only waits for its parent to hear of it.

@@ -20,11 +20,13 @@ use arrow::row::{RowConverter, SortField};
 use datafusion::common::{DataFusionError, Result, internal_err};
 use rowmill_cache::{CacheKey, keys};
 use rowmill_items::{Earlier, Fate, read_ledger};
+use rowmill_spec::{Diagnostic, Fault};
 use rowmill_step::{Cardinality, Failure, FailureCode, Fingerprint, ItemIds, Outcome, Redactor, Sent};
 use rowmill_store::{ChunkSpec, CommittedChunk, Stage};
 use serde::{Deserialize, Serialize};
 
 use super::chunks::read_whole;
+use crate::elsewhere::Reported;
 
 /// Chunks of one stage that item identities can tell apart, and versions that they leave room for.
 const CHUNK_BITS: u32 = 24;
@@ -190,9 +192,7 @@ impl CallShape {
                     continue;
                 }
                 Given::Unclear => {
-                    let path = &chunk.commit.output;
-                    let message = "which rows each of several equal items gave cannot be told, and calls are made once";
-                    return Err(damaged(format!("{path}: {message}")));
+                    return Err(Reported { report: unclear(&chunk.commit.output), out_of_memory: false }.into_error());
                 }
             };
             next = next.max(range.end);
@@ -449,6 +449,15 @@ fn fan_out(input: &RecordBatch, output: &RecordBatch, lost: &BTreeMap<u32, Entry
         }
     }
     Ok(given)
+}
+
+/// Calls that are made once would have to be made again.
+fn unclear(chunk: &str) -> Diagnostic {
+    let message =
+        format!("{chunk}: which rows each of several equal items gave cannot be told, and calls are made once");
+    Diagnostic::error("RM0809", message)
+        .fault(Fault::Data)
+        .help("start the workflow anew with the rows that failed, or give equal items a column that tells them apart")
 }
 
 /// `file:row`, read back.

@@ -1,6 +1,6 @@
 //! How the stages of a retry use those of the version before: see [`super::retry`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,6 +17,9 @@ use super::stages::{Stop, Work};
 use crate::calls::Call;
 use crate::compile::Compiled;
 use crate::compile::check_types::Body;
+use crate::compile::cut_segments::Root;
+use crate::elsewhere::Reported;
+use crate::error::find_source;
 
 /// What a stage of calls takes from the version before.
 pub(super) enum Known {
@@ -66,17 +69,29 @@ impl Before {
         folder: &Path,
         redactor: &Redactor,
     ) -> Result<(), Diagnostic> {
-        let mut changed = false;
-        for (name, step) in &compiled.steps {
-            let (Body::Call(call), Some(found)) = (&step.body, self.stages.get(name)) else { continue };
-            let shape = CallShape::of(call, folder.to_owned(), redactor, self.choice);
-            let unclear = shape.refuse_unclear(found, changed).map_err(|error| {
-                let place = compiled.workflow.steps.get(name).map_or(Span::NONE, |step| step.name.span);
-                Diagnostic::error("RM0809", format!("the run cannot be retried: step `{name}`: {}", error.find_root()))
-                    .at(place, "its calls are made once")
-                    .help("start the workflow anew, with only the rows that failed; or give equal items a column that tells them apart")
-            })?;
-            changed |= unclear;
+        let mut changed: HashSet<&str> = HashSet::new();
+        for segment in &compiled.cut.segments {
+            let Root::Step(name) = &segment.root else { continue };
+            let mut other = segment.inputs.iter().any(|input| changed.contains(input.as_str()));
+            let body = compiled.steps.get(name).map(|step| &step.body);
+            if let (Some(Body::Call(call)), Some(found)) = (body, self.stages.get(name)) {
+                let shape = CallShape::of(call, folder.to_owned(), redactor, self.choice);
+                match shape.refuse_unclear(found, other) {
+                    Ok(open) => other |= open,
+                    Err(error) => match find_source::<Reported>(&error) {
+                        Some(Reported { report, .. }) => {
+                            let place = compiled.workflow.steps.get(name).map_or(Span::NONE, |step| step.name.span);
+                            let message = format!("step `{name}`: {}", report.message);
+                            return Err(Diagnostic { message, ..report.clone() }.at(place, "its calls are made once"));
+                        }
+                        // A file that cannot be read is reported by whoever needs it.
+                        None => other = true,
+                    },
+                }
+            }
+            if other {
+                changed.insert(name);
+            }
         }
         Ok(())
     }

@@ -120,6 +120,10 @@ async fn run_workflow(
             Err(stop) => {
                 let refused = refused(engine, &compiled, &staged, id);
                 discard(staged).await;
+                // Whatever steps say of being cancelled, the run was.
+                if cancel.is_cancelled() {
+                    return Err(RunError::Cancelled);
+                }
                 match stop {
                     // Hash joins cannot spill, sort-merge joins can (DESIGN 18). All steps are pure here, and nothing
                     // was published, so the run simply starts over.

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::Stop;
 use super::staging::environment;
 use crate::compile::cut_segments::Root;
-use crate::compile::{Compiled, Planned};
+use crate::compile::{Compiled, Planned, PlannedSink};
 use crate::runtime::Engine;
 use crate::sinks::{SinkTarget, StagedSink};
 use crate::sources::files;
@@ -40,21 +40,16 @@ pub(crate) async fn run_roots(
     cancel: &CancellationToken,
 ) -> Result<Done, Stop> {
     let hashing = has_hash_join(planned);
-    let drains = planned.to_completion.iter().map(|plan| {
-        let context = Arc::new(TaskContext::from(&compiled.state));
-        SpawnedTask::spawn(drain(Arc::clone(plan), context))
-    });
-    let drains: Vec<_> = drains.collect();
-    let tasks: Vec<_> = planned
-        .roots
-        .iter()
-        .map(|root| {
-            let context = Arc::new(TaskContext::from(&compiled.state));
-            let plan = Arc::clone(&root.plan);
-            // Each root runs on a task of its own: consumers of one spool must not wait for each other.
-            SpawnedTask::spawn(collect_partitioned(plan, context))
-        })
-        .collect();
+    let (drains, tasks) = {
+        let _compute = engine.enter_compute();
+        let context = || Arc::new(TaskContext::from(&compiled.state));
+        let drain = |plan: &Arc<dyn ExecutionPlan>| SpawnedTask::spawn(drain(Arc::clone(plan), context()));
+        let drains: Vec<_> = planned.to_completion.iter().map(drain).collect();
+        // Each root runs on a task of its own: consumers of one spool must not wait for each other.
+        let collect = |root: &PlannedSink| SpawnedTask::spawn(collect_partitioned(Arc::clone(&root.plan), context()));
+        let tasks: Vec<_> = planned.roots.iter().map(collect).collect();
+        (drains, tasks)
+    };
     let all = async {
         let roots = try_join_all(tasks.into_iter().map(joined));
         let drains = try_join_all(drains.into_iter().map(joined));

@@ -145,11 +145,7 @@ impl StagedSink {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("data");
         remove_orphans(parent, name);
         let folder = parent.join(format!(".{name}.rowmill-{run}"));
-        fs::create_dir(&folder).map_err(|error| failed("create", &folder, error))?;
-        let lock_path = folder.join("lock");
-        let lock = File::create(&lock_path).map_err(|error| failed("create", &lock_path, error))?;
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-            .map_err(|error| failed("lock", &lock_path, error.into()))?;
+        let lock = locked_folder(&folder).map_err(|error| failed("create", &folder, error))?;
         let staged = match directory {
             true => folder.join("data"),
             false => folder.join(format!("data.{extension}")),
@@ -420,6 +416,34 @@ fn exchange(staged: &Path, target: &Path) -> io::Result<()> {
     })
 }
 
+/// Makes a folder and locks it. Another run may take a folder without a lock for a dead one's: then it is made again.
+fn locked_folder(folder: &Path) -> io::Result<File> {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut patience = 100;
+    loop {
+        let locked = fs::create_dir(folder).and_then(|()| File::create(folder.join("lock"))).and_then(|lock| {
+            rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
+            Ok(lock)
+        });
+        match locked {
+            // Still there: whoever removes it holds the lock.
+            Ok(lock) if lock.metadata()?.nlink() > 0 => return Ok(lock),
+            Err(error)
+                if !matches!(
+                    error.kind(),
+                    io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound | io::ErrorKind::WouldBlock
+                ) =>
+            {
+                return Err(error);
+            }
+            Err(error) if patience == 0 => return Err(error),
+            _ => {}
+        }
+        patience -= 1;
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+}
+
 /// Removes the hidden folders of runs that died: those whose lock nobody holds.
 fn remove_orphans(parent: &Path, name: &str) {
     let prefix = format!(".{name}.rowmill-");
@@ -429,8 +453,10 @@ fn remove_orphans(parent: &Path, name: &str) {
             continue;
         }
         let folder = entry.path();
-        let free = match File::open(folder.join("lock")) {
-            Ok(lock) => rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok(),
+        // Held while the folder goes: whoever has just made it finds it locked, or gone, and makes another.
+        let lock = File::open(folder.join("lock"));
+        let free = match &lock {
+            Ok(lock) => rustix::fs::flock(lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok(),
             // Killed between making the folder and its lock, or just being made: old ones only.
             Err(_) => entry
                 .metadata()

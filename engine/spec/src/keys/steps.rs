@@ -37,7 +37,11 @@ pub(crate) const STEP: Table = Table {
             Shape::Either(&[Shape::Count(1), Shape::Word(&["none"]), Shape::Object(&RETRY)]),
             "When an item is tried again: attempts in all, `none`, or a mapping (4 attempts). Not for `sql`.",
         ),
-        key("timeout", Shape::Duration, "The longest that one attempt may take; of a `command` that is fed JSON lines, one item of it. Not for `sql`."),
+        key(
+            "timeout",
+            Shape::Duration,
+            "The longest that one attempt may take; of a `command` that is fed JSON lines, one item of it. Not for `sql`.",
+        ),
         key(
             "deadline",
             Shape::Duration,
@@ -54,7 +58,11 @@ pub(crate) const STEP: Table = Table {
             Shape::Object(&CACHE),
             "Keeps answers, so that equal items are not asked again; of a `sql` step the whole result (`ttl` only).",
         ),
-        key("order", Shape::Word(RowOrder::WORDS), "In which order rows come out: `input`, that of the whole input; `any`, as results come in. Where absent, that of the input within each part of it that is worked on at a time. Not for `sql`."),
+        key(
+            "order",
+            Shape::Word(RowOrder::WORDS),
+            "In which order rows come out: `input`, that of the whole input; `any`, as results come in. Where absent, that of the input within each part of it that is worked on at a time. Not for `sql`.",
+        ),
         key("resources", Shape::Object(&RESOURCES), "What the step needs."),
         key("description", Shape::Text, "A sentence for people."),
     ],

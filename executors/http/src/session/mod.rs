@@ -219,6 +219,11 @@ impl StepSession for HttpSession {
         // A larger group is worked off one by one: this is one slot, and limits were asked for one request at a time.
         let (mut pieces, mut skipped, mut failures) = (Vec::with_capacity(rows), Vec::new(), Vec::new());
         for row in 0..rows {
+            if batch.stop.is_cancelled() {
+                let unsent = Failure::fixed(FailureCode::Cancelled, "cancelled before it was sent").sent(Sent::Never);
+                failures.extend((row..rows).map(|row| (row as u32, unsent.clone())));
+                break;
+            }
             match self.one(&batch, row, &mut usage).await {
                 Settled::Row(piece) => pieces.push(piece),
                 Settled::Skipped => skipped.push(row as u32),

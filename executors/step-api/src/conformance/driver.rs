@@ -209,6 +209,7 @@ async fn settle(group: Rows, shared: &Shared<'_>) -> Settled {
             keys: ItemKeys::new(ids, shared.deriver.clone()),
             attempt: number,
             deadline: shared.options.timeout.map(|timeout| Instant::now() + timeout),
+            stop: shared.options.cancel.clone(),
             cancel: shared.options.cancel.clone(),
         };
         settled.attempts += 1;

@@ -192,6 +192,7 @@ async fn deadlines_hold_even_for_a_deaf_step() {
         keys: ItemKeys::new(ItemIds::Range { file: 0, rows: 0..2 }, Arc::new(context.keys())),
         attempt: 1,
         deadline: Some(tokio::time::Instant::now() + Duration::from_millis(50)),
+        stop: context.cancel.clone(),
         cancel: context.cancel.clone(),
     };
     let ended = attempt(&mut step, batch, &context, &shape, Cardinality::OneToOne).await;

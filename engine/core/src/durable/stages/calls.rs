@@ -8,8 +8,9 @@ use arrow::datatypes::SchemaRef;
 use datafusion::common::DataFusionError;
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
-use rowmill_items::{BoxError, ChunkLog, Ledger, Scope, StepOperator, StepStopped, Tally};
+use rowmill_items::{BoxError, ChunkLog, Ledger, Scope, StepOperator, StepStopped, Tally, TallySnapshot};
 use rowmill_spec::{Diagnostic, Fault};
+use rowmill_step::MaxErrors;
 use rowmill_store::{ChunkCommit, ChunkSpec, CommitResult, CommittedChunk, StageId, StageStatus, StepCounts};
 
 use super::journal::store_counts;
@@ -67,19 +68,20 @@ impl Work<'_> {
                 meter.add(chunk.commit.rows_out, chunk.commit.bytes_out);
             }
         }
-        let open: Vec<BoxFuture<'_, Result<(), Stop>>> = input
+        let open: Vec<BoxFuture<'_, Result<Option<ChunkCommit>, Stop>>> = input
             .iter()
             .filter(|chunk| !done.contains_key(&chunk.commit.chunk.chunk))
             .map(|chunk| self.chunk(attempt, stage, call, &operator, chunk, &known).boxed())
             .collect();
         let work = futures::stream::iter(open).buffer_unordered(self.durable.chunks_in_flight.max(1));
-        let outcome = work.try_collect::<Vec<()>>().await;
+        let outcome = work.try_filter_map(|held| std::future::ready(Ok(held))).try_collect::<Vec<ChunkCommit>>().await;
         if outcome.is_err() {
             operator.cancel();
         }
         operator.close().await;
-        outcome?;
+        let held = outcome?;
         operator.check_end().map_err(Stop::Stopped)?;
+        self.commit(&held).await?;
         self.status(stage, StageStatus::Done).await?;
         let chunks = self.committed(stage).await?;
         if chunks.len() != input.len() {
@@ -89,6 +91,7 @@ impl Work<'_> {
         Ok((chunks, Arc::clone(operator.schema()), changed))
     }
 
+    /// One chunk. A commit that is not made yet is handed back.
     async fn chunk(
         &self,
         attempt: &Attempt<'_>,
@@ -97,7 +100,7 @@ impl Work<'_> {
         operator: &Arc<StepOperator>,
         input: &CommittedChunk,
         known: &Arc<Known>,
-    ) -> Result<(), Stop> {
+    ) -> Result<Option<ChunkCommit>, Stop> {
         let number = input.commit.chunk.chunk;
         let id = stage.chunk(number);
         let log = patiently!(ChunkLog::open(&attempt.effects, id, self.unknown))?;
@@ -162,9 +165,18 @@ impl Work<'_> {
             counts: vec![StepCounts { step: call.step.to_string(), counts: store_counts(&counts.outcomes) }],
             payload: serde_json::to_vec(&counts).unwrap_or_default(),
         };
+        if is_judged_at_the_end(&call.policy.max_errors, &call.tally.snapshot(), counts.errors()) {
+            return Ok(Some(commit));
+        }
         match patiently!(self.durable.store.commit_chunk(&self.fence, &commit))? {
-            CommitResult::Committed | CommitResult::AlreadyCommitted { .. } => Ok(()),
+            CommitResult::Committed | CommitResult::AlreadyCommitted { .. } => Ok(None),
             CommitResult::Fenced => Err(Stop::Lost),
         }
     }
+}
+
+/// Whether a chunk's failures may stop the run only when the step has ended: too few items were seen until now to judge a
+/// share of them. What is committed stays as it is; such a chunk is to be tried again when the run goes on.
+fn is_judged_at_the_end(limit: &Option<MaxErrors>, step: &TallySnapshot, errors: u64) -> bool {
+    matches!(limit, Some(MaxErrors::Share { after, .. }) if errors > 0 && step.seen() < *after)
 }

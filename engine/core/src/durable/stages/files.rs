@@ -63,6 +63,10 @@ impl Work<'_> {
                 }
             }
         }
+        // A process that slept here, while the run went on without it, is told so before it removes anything.
+        if !only_own {
+            patiently!(self.durable.store.renew(&self.fence, self.durable.lease))?;
+        }
         let swept = tokio::task::spawn_blocking(move || remove_others(&folder, &kept, own.as_deref())).await;
         if let Ok(Err(error)) | Err(error) = swept.map_err(std::io::Error::other) {
             // They only take room, until `rowmill gc`.

@@ -104,12 +104,16 @@ impl Work<'_> {
         let schema = plan.schema();
         let empty = folder.join(format!("empty-{}.arrow", self.fence.token));
         let (token, chunk_rows) = (self.fence.token, self.durable.chunk_rows.max(1));
-        let partitions = execute_stream_partitioned(plan, context)?.into_iter().enumerate().map(|(at, rows)| {
+        let write = |(at, rows)| {
             let folder = folder.clone();
             let name = move |chunk| folder.join(format!("{at:04}-{chunk:06}-{token}.arrow"));
             let task = SpawnedTask::spawn(write_chunks(rows, chunk_rows, name));
             async move { task.join().await.map_err(|error| DataFusionError::ExecutionJoin(Box::new(error)))? }
-        });
+        };
+        let partitions: Vec<_> = {
+            let _compute = self.engine.enter_compute();
+            execute_stream_partitioned(plan, context)?.into_iter().enumerate().map(write).collect()
+        };
         let mut files: Vec<ChunkFile> = try_join_all(partitions).await?.into_iter().flatten().collect();
         if some && files.is_empty() {
             files.push(tokio::task::block_in_place(|| ChunkWriter::create(&empty, &schema)?.finish())?);
@@ -144,7 +148,7 @@ impl Work<'_> {
         let payload = self.outcomes(attempt, guard)?;
         // An attempt that died between here and the end has said the same.
         if self.is_sealed(stage).await? && !self.committed(stage).await?.is_empty() {
-            return Ok(());
+            return self.status(stage, StageStatus::Done).await;
         }
         let kept: Option<KeptOutcomes> = serde_json::from_slice(&payload).ok();
         let counts = kept
