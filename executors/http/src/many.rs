@@ -36,16 +36,35 @@ pub(crate) fn assign<'a>(
         }
         return Ok(results.iter().map(|result| part(plan, result)).collect());
     };
-    let mut by_key: HashMap<Vec<u8>, &Value> = HashMap::with_capacity(results.len());
+    let mut by_key: HashMap<Vec<u8>, Vec<&Value>> = HashMap::with_capacity(results.len());
     for result in results {
         let Some(key) = pointer.find(result).filter(|key| !key.is_null()) else {
             return Err("a result of the answer names no item".to_owned());
         };
-        if by_key.insert(key.to_string().into_bytes(), result).is_some() {
-            return Err(format!("the answer has two results for the key {}", cut(&key.to_string())));
+        by_key.entry(key.to_string().into_bytes()).or_default().push(result);
+    }
+    // Items of one key were each sent: either each has its result, in order, or one result is for all of them.
+    let mut asked: HashMap<&[u8], usize> = HashMap::with_capacity(keys.len());
+    for key in keys {
+        *asked.entry(key).or_default() += 1;
+    }
+    for (key, found) in &by_key {
+        if found.len() > 1 && asked.get(key.as_slice()) != Some(&found.len()) {
+            let key = String::from_utf8_lossy(key);
+            return Err(format!("the answer has {} results for the key {}", found.len(), cut(&key)));
         }
     }
-    Ok(keys.iter().map(|key| by_key.get(key).map_or(Part::Absent, |result| part(plan, result))).collect())
+    let mut turn: HashMap<&[u8], usize> = HashMap::new();
+    Ok(keys
+        .iter()
+        .map(|key| {
+            let Some(found) = by_key.get(key) else { return Part::Absent };
+            let turn = turn.entry(key).or_default();
+            let result = found.get(*turn).or(found.first());
+            *turn += 1;
+            result.map_or(Part::Absent, |result| part(plan, result))
+        })
+        .collect())
 }
 
 fn part<'a>(plan: &ManyPlan, result: &'a Value) -> Part<'a> {
@@ -99,7 +118,12 @@ mod tests {
         assert_eq!(parts[0], parts[2]);
         assert_eq!(parts[1], Part::Absent);
         let twice = json!({"r": [{"id": 1}, {"id": 1}]});
-        assert!(assign(&plan(Some("/id")), &twice, 0, &[]).unwrap_err().contains("two results"));
+        assert!(assign(&plan(Some("/id")), &twice, 0, &[]).unwrap_err().contains("2 results"));
+        let each = json!({"r": [{"id": "a", "v": 1}, {"id": "a", "v": 2}]});
+        let keys = [b"\"a\"".to_vec(), b"\"a\"".to_vec()];
+        let parts = assign(&plan(Some("/id")), &each, 2, &keys).unwrap();
+        assert_eq!(parts, [Part::Result(&each["r"][0]), Part::Result(&each["r"][1])]);
+        assert!(assign(&plan(Some("/id")), &each, 1, &keys[..1]).is_err());
         assert!(assign(&plan(Some("/id")), &json!({"r": [{}]}), 0, &[]).is_err());
     }
 }

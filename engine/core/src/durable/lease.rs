@@ -8,6 +8,9 @@ use parking_lot::Mutex;
 use rowmill_store::{Error, Fence, RunStore};
 use tokio_util::sync::CancellationToken;
 
+/// How long a request to cancel may go unheard.
+const HEARD_WITHIN: Duration = Duration::from_secs(2);
+
 /// How a lease stood when the work ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
@@ -55,7 +58,8 @@ async fn renew(
     };
     let mut renewed_at = tokio::time::Instant::now();
     loop {
-        tokio::time::sleep(ttl / 4).await;
+        // Often enough for `rowmill cancel` to be heard soon, too.
+        tokio::time::sleep((ttl / 4).min(HEARD_WITHIN)).await;
         match store.renew(&fence, ttl).await {
             Ok(renewed) => {
                 renewed_at = tokio::time::Instant::now();
