@@ -10,7 +10,7 @@ fn command() -> Command {
 #[test]
 fn it_checks_and_measures_every_operator() {
     let _alone = emulator::alone();
-    let folders = [("driver.cpp", "libcuda.so"), ("nvrtc.cpp", "libnvrtc.so")]
+    let folders = emulator::LIBRARIES
         .map(|(source, name)| emulator::library(source, name).parent().unwrap().display().to_string());
     let file = tempfile::NamedTempFile::new().unwrap();
     let output = command()

@@ -90,6 +90,18 @@ impl Vectors {
         Ok(Self { values, rows, dims, nulls: list.nulls().cloned() })
     }
 
+    /// Rows `from..from + count` by themselves.
+    pub(crate) fn part(&self, from: usize, count: usize) -> Self {
+        let range = (from * self.dims, count * self.dims);
+        let values = match &self.values {
+            Values::F32(values) => Values::F32(values.slice(range.0, range.1)),
+            Values::F16(values) => Values::F16(values.slice(range.0, range.1)),
+            Values::Bf16(values) => Values::Bf16(values.slice(range.0, range.1)),
+        };
+        let nulls = self.nulls.as_ref().map(|nulls| nulls.slice(from, count));
+        Self { values, rows: count, dims: self.dims, nulls }
+    }
+
     pub(crate) fn is_valid(&self, row: usize) -> bool {
         self.nulls.as_ref().is_none_or(|nulls| nulls.is_valid(row))
     }
