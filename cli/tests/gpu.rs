@@ -119,6 +119,9 @@ fn the_device_is_shown_and_measured() {
     let info = emulated(&scratch, &["gpu", "info", "--output", "json"]).ok().out;
     let info: serde_json::Value = serde_json::from_str(&info).unwrap();
     assert_eq!((&info["usable"], &info["name"]), (&true.into(), &"CPU emulator".into()));
+    assert_eq!(info["cublas"], true);
+    let shown = emulated(&scratch, &["gpu", "info"]).ok().out;
+    assert!(shown.contains("everything stays on the CPU; `rowmill gpu bench --save` measures one"), "{shown}");
     let bench = emulated(&scratch, &["gpu", "bench", "--rows", "2000,300", "--save"]).ok().out;
     for operator in ["filter_aggregate", "group_by", "sort", "join", "top_k"] {
         assert_eq!(bench.matches(operator).count(), 2, "{bench}");

@@ -40,6 +40,12 @@ pub fn nvrtc_version() -> Result<(i32, i32)> {
     Ok((major, minor))
 }
 
+/// Whether cuBLAS is here, which searches with many queries use.
+pub fn has_cublas() -> bool {
+    // SAFETY: only tries to open shared libraries by name.
+    unsafe { cudarc::cublas::sys::is_culib_present() }
+}
+
 /// Looks at device `ordinal`.
 ///
 /// # Errors

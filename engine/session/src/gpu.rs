@@ -6,7 +6,7 @@ use std::sync::Arc;
 use datafusion::common::{DataFusionError, Result};
 use datafusion::physical_plan::ExecutionPlan;
 use rowmill_engine::plan::placement::{ClassPlanner, ClassPlanners, Placed, Unserved};
-pub use rowmill_gpu::probe::{DeviceInfo, probe};
+pub use rowmill_gpu::probe::{DeviceInfo, has_cublas, probe};
 use rowmill_gpu_plan::{GpuContext, GpuOptions, GpuRule, GpuUse};
 pub use rowmill_gpu_plan::{Measurement, OffloadTable, Operator, bench};
 use rowmill_spec::config;
