@@ -331,8 +331,8 @@ impl Run {
             };
             match self.gpu.on_lane(work).await? {
                 Ok((made, took)) => {
-                    joined.done();
                     let rows = made.iter().map(|(_, _, rows)| rows).sum();
+                    joined.done(rows);
                     self.counts.gpu_rows.add(rows);
                     self.counts.resident_rows.add(rows);
                     self.watch.saw(self.operator(), &decision, took);

@@ -159,16 +159,14 @@ impl Joined {
         DeviceBatch::try_new(Arc::clone(&self.wide.schema), columns, joined.rows())
     }
 
-    /// Takes notice that the device joined these rows.
-    pub(crate) fn done(&self) {
-        let rows = match &self.probe {
-            Probe::Host(rows) => rows.num_rows(),
-            Probe::Joined(inner) => {
-                inner.done();
-                0
-            }
-        };
-        self.join.counts.gpu_rows.add(rows);
+    /// Takes notice that the device joined these rows, and that so many came out.
+    pub(crate) fn done(&self, joined: usize) {
+        self.join.counts.output_rows.add(joined);
+        let mut innermost = self;
+        while let Probe::Joined(inner) = &innermost.probe {
+            innermost = inner;
+        }
+        innermost.join.counts.gpu_rows.add(self.rows().num_rows());
     }
 
     /// The joined rows on the host, as the plan gives them.
