@@ -1,13 +1,14 @@
 //! How long does the CPU path of top-k take beside faiss-cpu on the same data in the same run?
 //!
-//! `tools/compare_faiss.py` writes the data, runs faiss, and calls this with the file's name and the metric; alone it
-//! makes its own data. Prints one line of JSON per number of queries.
+//! `tools/compare_faiss.py` writes the data, runs faiss, and calls this with the files' names, the metric and the type of
+//! the corpus's items; alone it makes its own data. Prints one line of JSON per number of queries.
 use std::sync::Arc;
 use std::time::Instant;
 
-use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array};
+use arrow::array::{ArrayRef, AsArray, FixedSizeListArray, Float16Array, Float32Array, UInt16Array};
 use arrow::buffer::{Buffer, ScalarBuffer};
-use arrow::datatypes::{DataType, Field};
+use arrow::datatypes::{DataType, Field, Float32Type};
+use half::{bf16, f16};
 use rowmill_gpu::ops::top_k::Metric;
 use rowmill_gpu::ops::top_k::cpu::CpuCorpus;
 
@@ -22,6 +23,17 @@ fn list(values: ScalarBuffer<f32>) -> FixedSizeListArray {
 fn read(path: &str) -> FixedSizeListArray {
     let bytes = std::fs::read(path).unwrap_or_default();
     list(ScalarBuffer::from(Buffer::from_slice_ref(&bytes)))
+}
+
+/// The same rows with items of 16 bits.
+fn narrowed(list: &FixedSizeListArray, items: &str) -> FixedSizeListArray {
+    let values = list.values().as_primitive::<Float32Type>().values().iter();
+    let items: ArrayRef = match items {
+        "f16" => Arc::new(Float16Array::from_iter_values(values.map(|&value| f16::from_f32(value)))),
+        "bf16" => Arc::new(UInt16Array::from_iter_values(values.map(|&value| bf16::from_f32(value).to_bits()))),
+        _ => return list.clone(),
+    };
+    FixedSizeListArray::new(Arc::new(Field::new("item", items.data_type().clone(), true)), DIMS as i32, items, None)
 }
 
 fn generated(rows: usize, seed: u64) -> FixedSizeListArray {
@@ -53,9 +65,10 @@ fn main() -> Result<(), rowmill_gpu::Error> {
         Some("cosine") => Metric::Cosine,
         _ => Metric::Dot,
     };
-    let corpus = CpuCorpus::try_new(&corpus, metric)?;
+    let items = arguments.get(3).map_or("f32", String::as_str);
+    let corpus = CpuCorpus::try_new(&narrowed(&corpus, items), metric)?;
     // One number of queries per line of input, so that the caller can alternate with another program.
-    let counts: Box<dyn Iterator<Item = usize>> = match arguments.get(3) {
+    let counts: Box<dyn Iterator<Item = usize>> = match arguments.get(4) {
         Some(_) => Box::new(std::io::stdin().lines().map_while(Result::ok).filter_map(|line| line.trim().parse().ok())),
         None => Box::new([1, 8, 64, 512].into_iter()),
     };

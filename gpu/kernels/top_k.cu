@@ -41,23 +41,28 @@ __device__ __forceinline__ f32 term(f32 sum, f32 q, f32 c) {
 #endif
 }
 
-// 1 / |c| for cosine, else 1; NaN for null rows. A warp per row.
+// What a row's scores are multiplied with: 1 / |c| for cosine (mode 1), else 1; NaN for null rows. For L2 (mode 2) also
+// what is added to a product: -|c|^2 / 2. Sums of squares in double precision: those of f32 would overflow for rows whose
+// scores do not. Sets `infinite` where any item is. A warp per row.
 extern "C" __global__ void __launch_bounds__(256)
-corpus_factor(const Item* corpus, const u32* validity, u64 rows, u64 dims, u64 cosine, f32* factor) {
+corpus_factor(const Item* corpus, const u32* validity, u64 rows, u64 dims, u64 mode, f32* factor, f32* bias, u32* infinite) {
     u64 warps = (u64)gridDim.x * 8;
+    bool any = false;
     for (u64 row = (u64)blockIdx.x * 8 + WARP; row < rows; row += warps) {
-        f32 sum = 0;
-        if (cosine)
-            for (u64 dim = LANE; dim < dims; dim += 32) {
-                f32 v = as_f32(corpus[row * dims + dim]);
-                sum += v * v;
-            }
+        f64 sum = 0;
+        for (u64 dim = LANE; dim < dims; dim += 32) {
+            f32 v = as_f32(corpus[row * dims + dim]);
+            any |= v - v != 0 && v == v;
+            sum += (f64)v * (f64)v;
+        }
         for (int step = 16; step > 0; step >>= 1) sum += __shfl_xor_sync(ALL_LANES, sum, step);
         if (LANE == 0) {
-            f32 value = cosine ? 1.0f / sqrtf(sum) : 1.0f;
-            factor[row] = valid_at(validity, row) ? value : __uint_as_float(0x7fc00000u);
+            const bool valid = valid_at(validity, row);
+            factor[row] = !valid ? __uint_as_float(0x7fc00000u) : mode == 1 ? (f32)(1.0 / sqrt(sum)) : 1.0f;
+            if (mode == 2) bias[row] = (f32)(-0.5 * sum);
         }
     }
+    if (any) atomicOr(infinite, 1u);
 }
 
 // Few queries: reading the corpus once is all the work. A warp takes four rows at a time, so that a query's numbers,
@@ -179,10 +184,11 @@ __device__ __forceinline__ void sort_buffer(u64* buffer, u32 capacity) {
 }
 
 // Keeps the best `k` of a query over one segment of the rows: best[(query * segments + segment) * k]. What was kept
-// from earlier rows is read first. A score is stored only when it beats the worst of the best so far.
+// from earlier rows is read first. A score is stored only when it beats the worst of the best so far. Scores that a product
+// of matrices left are finished here: `factor` and `bias` are null where that was done before.
 #define ITEMS 4
 extern "C" __global__ void __launch_bounds__(256)
-select_top(const f32* scores, u64 first, u64 count, u64 segments, u64 k, u64 capacity, u64* best) {
+select_top(const f32* scores, const f32* factor, const f32* bias, u64 first, u64 count, u64 segments, u64 k, u64 capacity, u64* best) {
     DYNAMIC_SHARED(u64, buffer);
     __shared__ u32 held;
     __shared__ u64 threshold;
@@ -200,6 +206,8 @@ select_top(const f32* scores, u64 first, u64 count, u64 segments, u64 k, u64 cap
             u64 at = base + item * 256 + threadIdx.x;
             if (at >= end) continue;
             f32 score = scores[query * count + at];
+            if (factor) score *= factor[first + at];
+            if (bias) score += bias[first + at];
             if (score != score) continue;
             u64 rank = rank_of(score, (u32)(first + at));
             if (rank > limit) buffer[atomicAdd(&held, 1u)] = rank;

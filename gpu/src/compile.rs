@@ -108,6 +108,8 @@ pub struct Compiler {
     nvrtc_version: (i32, i32),
     folder: Option<PathBuf>,
     state: Mutex<State>,
+    /// Held while NVRTC runs.
+    compiling: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -126,13 +128,34 @@ impl Compiler {
         folder: Option<PathBuf>,
     ) -> Self {
         let arch = format!("sm_{}{}", compute_capability.0, compute_capability.1);
-        Self { context, arch, nvrtc_version, folder, state: Mutex::default() }
+        Self { context, arch, nvrtc_version, folder, state: Mutex::default(), compiling: Mutex::default() }
     }
 
     /// The function `name` of `source`, compiled if it has to be.
     pub fn function(&self, source: &str, name: &str, floats: Floats) -> Result<CudaFunction> {
         let module = self.module(source, floats)?;
         module.load_function(name).map_err(Error::driver("finding a kernel"))
+    }
+
+    /// Compiles and loads `source` unless that was done before.
+    ///
+    /// # Errors
+    /// As [`Compiler::function`].
+    pub fn prepare(&self, source: &str, floats: Floats) -> Result<()> {
+        self.module(source, floats).map(drop)
+    }
+
+    /// Whether [`Compiler::function`] would return without running NVRTC: loaded, kept on the disk, or known to fail.
+    /// Never waits for one that is being compiled.
+    pub fn is_ready(&self, source: &str, floats: Floats) -> bool {
+        let key = self.key(source, floats);
+        let state = self.state.lock();
+        let is_known = state.modules.contains_key(&key) || state.failures.contains_key(&key);
+        is_known || self.path(key).is_some_and(|path| path.exists())
+    }
+
+    fn path(&self, key: u128) -> Option<PathBuf> {
+        self.folder.as_ref().map(|folder| folder.join(format!("{key:032x}.cubin")))
     }
 
     /// How modules were found since the start.
@@ -142,19 +165,18 @@ impl Compiler {
 
     fn module(&self, source: &str, floats: Floats) -> Result<Arc<CudaModule>> {
         let key = self.key(source, floats);
-        // The lock is held while NVRTC runs: there is one lane per device, and two tasks that want the same kernel
-        // must not both make it.
-        let mut state = self.state.lock();
-        if let Some(module) = state.modules.get(&key).cloned() {
-            state.counts.from_memory += 1;
-            return Ok(module);
+        if let Some(known) = self.known(key) {
+            return known;
         }
-        if let Some(log) = state.failures.get(&key).cloned() {
-            state.counts.refused += 1;
-            return Err(Error::Compile { arch: self.arch.clone(), log });
+        // One kernel is made at a time, so that two tasks that want the same one do not both make it. Whoever wants one
+        // that is there does not wait.
+        let _one = self.compiling.lock();
+        if let Some(known) = self.known(key) {
+            return known;
         }
-        let path = self.folder.as_ref().map(|folder| folder.join(format!("{key:032x}.cubin")));
+        let path = self.path(key);
         if let Some(module) = path.as_deref().and_then(read_entry).and_then(|cubin| self.load(cubin).ok()) {
+            let mut state = self.state.lock();
             state.counts.from_disk += 1;
             state.modules.insert(key, Arc::clone(&module));
             return Ok(module);
@@ -164,12 +186,11 @@ impl Compiler {
             Err(error) => {
                 if let Error::Compile { log, .. } = &error {
                     tracing::warn!(arch = %self.arch, %log, "a GPU kernel did not compile; its work stays on the CPU");
-                    state.failures.insert(key, log.clone());
+                    self.state.lock().failures.insert(key, log.clone());
                 }
                 return Err(error);
             }
         };
-        state.counts.compiled += 1;
         let module = self.load(compiled.cubin.clone()).map_err(Error::driver("loading a kernel"))?;
         if let Some(path) = path {
             // A cache that cannot be written costs time, not correctness.
@@ -177,8 +198,22 @@ impl Compiler {
                 tracing::debug!(%error, path = %path.display(), "a compiled kernel was not kept");
             }
         }
+        let mut state = self.state.lock();
+        state.counts.compiled += 1;
         state.modules.insert(key, Arc::clone(&module));
         Ok(module)
+    }
+
+    /// A module that is loaded, or the error of a source that failed before.
+    fn known(&self, key: u128) -> Option<Result<Arc<CudaModule>>> {
+        let mut state = self.state.lock();
+        if let Some(module) = state.modules.get(&key).cloned() {
+            state.counts.from_memory += 1;
+            return Some(Ok(module));
+        }
+        let log = state.failures.get(&key).cloned()?;
+        state.counts.refused += 1;
+        Some(Err(Error::Compile { arch: self.arch.clone(), log }))
     }
 
     fn load(&self, cubin: Vec<u8>) -> std::result::Result<Arc<CudaModule>, cudarc::driver::DriverError> {

@@ -1,10 +1,11 @@
 //! One device with everything an operator needs of it: its stream, its memory, its compiler. One lane: operators of
 //! one device run one after another on one stream, so kernels and frees are ordered without events.
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, result, sys};
 
+use crate::blas::Blas;
 use crate::compile::{Compiler, Floats};
 use crate::error::{DataFault, Error, Result};
 use crate::memory::{DeviceBuffer, DevicePool, PinnedBuffer, PinnedPool};
@@ -28,6 +29,8 @@ pub struct DeviceOptions {
 
 /// An open device.
 pub struct Device {
+    // Dropped first: it works on the stream.
+    blas: OnceLock<Option<Blas>>,
     info: DeviceInfo,
     stream: Arc<CudaStream>,
     memory: Arc<DevicePool>,
@@ -88,7 +91,7 @@ impl Device {
         let pinned = PinnedPool::new(Arc::clone(&context), 8 * STAGE_BYTES);
         let compiler =
             Compiler::new(context, info.compute_capability, info.nvrtc_version, options.kernel_cache.clone());
-        Ok(Arc::new(Self { info, stream, memory, pinned, compiler }))
+        Ok(Arc::new(Self { blas: OnceLock::new(), info, stream, memory, pinned, compiler }))
     }
 
     /// What the device says about itself.
@@ -104,6 +107,16 @@ impl Device {
     /// The device's compiler.
     pub fn compiler(&self) -> &Compiler {
         &self.compiler
+    }
+
+    /// cuBLAS on this device's stream, if it is here; it is opened when it is first asked for.
+    pub(crate) fn blas(&self) -> Option<&Blas> {
+        self.blas.get_or_init(|| self.bind().ok().and_then(|()| Blas::open(&self.stream))).as_ref()
+    }
+
+    /// Products of matrices that cuBLAS has done; `None` where it is not used.
+    pub fn products(&self) -> Option<u64> {
+        self.blas().filter(|blas| blas.is_usable()).map(Blas::products)
     }
 
     /// Waits for everything that was started. This is where a kernel's failure shows.

@@ -4,6 +4,7 @@
 //! Start at [`probe`] (is there a device?), [`device::Device`] (open it), then an operator in [`ops`]. Whether an
 //! operator is worth offloading, and how SQL becomes [`expr::GpuExpr`], is for the crate above, `rowmill-gpu-plan`.
 pub mod batch;
+mod blas;
 pub mod compile;
 pub mod device;
 pub mod error;

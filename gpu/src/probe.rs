@@ -30,7 +30,7 @@ pub struct DeviceInfo {
 pub fn nvrtc_version() -> Result<(i32, i32)> {
     // SAFETY: only tries to open shared libraries by name.
     if !unsafe { cudarc::nvrtc::sys::is_culib_present() } {
-        return Err(Error::NoDevice("the NVRTC library (libnvrtc.so) was not found".into()));
+        return Err(Error::NoDevice("the NVRTC library (libnvrtc.so) was not found; `pip install nvidia-cuda-nvrtc-cu12` brings it, and LD_LIBRARY_PATH says where it is".into()));
     }
     let (mut major, mut minor) = (0, 0);
     // SAFETY: the library is present and writes two integers.
@@ -38,6 +38,12 @@ pub fn nvrtc_version() -> Result<(i32, i32)> {
         .result()
         .map_err(|error| Error::NoDevice(format!("NVRTC did not tell its version: {error}")))?;
     Ok((major, minor))
+}
+
+/// Whether cuBLAS is here, which searches with many queries use.
+pub fn has_cublas() -> bool {
+    // SAFETY: only tries to open shared libraries by name.
+    unsafe { cudarc::cublas::sys::is_culib_present() }
 }
 
 /// Looks at device `ordinal`.

@@ -1,6 +1,6 @@
 """Times the CPU path of top-k beside faiss-cpu: the same data, the same machine, alternating in one run.
 
-usage: compare_faiss.py PATH-TO-top_k_cpu-BENCH [--rows 500000] [--rounds 5] [--metric ip|l2]
+usage: compare_faiss.py PATH-TO-top_k_cpu-BENCH [--rows 500000] [--rounds 5] [--metric ip|l2] [--items f32|f16|bf16]
 needs: pip install faiss-cpu==1.15.1 numpy
 
 Both use the same number of threads. For each number of queries the two take turns, so that whatever else runs on the
@@ -32,13 +32,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=faiss.omp_get_max_threads())
     parser.add_argument("--metric", choices=["ip", "l2"], default="ip")
+    parser.add_argument("--items", choices=["f32", "f16", "bf16"], default="f32", help="the type of the corpus's items")
     arguments = parser.parse_args()
 
     faiss.omp_set_num_threads(arguments.threads)
     random = np.random.default_rng(7)
     corpus = random.standard_normal((arguments.rows, DIMS), dtype=np.float32)
     queries = random.standard_normal((512, DIMS), dtype=np.float32)
-    index = faiss.IndexFlatIP(DIMS) if arguments.metric == "ip" else faiss.IndexFlatL2(DIMS)
+    if arguments.items == "f32":
+        index = faiss.IndexFlatIP(DIMS) if arguments.metric == "ip" else faiss.IndexFlatL2(DIMS)
+    else:
+        kind = faiss.ScalarQuantizer.QT_fp16 if arguments.items == "f16" else faiss.ScalarQuantizer.QT_bf16
+        metric = faiss.METRIC_INNER_PRODUCT if arguments.metric == "ip" else faiss.METRIC_L2
+        index = faiss.IndexScalarQuantizer(DIMS, kind, metric)
+        index.train(corpus[:1000])
     index.add(corpus)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -46,13 +53,13 @@ def main() -> None:
         corpus.tofile(paths[0])
         queries.tofile(paths[1])
         ours = subprocess.Popen(
-            [arguments.bench, *map(str, paths), arguments.metric, "stdin"],
+            [arguments.bench, *map(str, paths), arguments.metric, arguments.items, "stdin"],
             env={**os.environ, "RAYON_NUM_THREADS": str(arguments.threads)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        print(f"{arguments.rows} x {DIMS} f32, k = {K}, {arguments.metric}, {arguments.threads} threads")
+        print(f"{arguments.rows} x {DIMS} {arguments.items}, k = {K}, {arguments.metric}, {arguments.threads} threads")
         print("queries | faiss ms: best, median | ours ms: best, median | ratio of pairs | cpu ms: faiss, ours, ratio | same rows")
         for count in (1, 8, 64, 512):
             faiss_ms, ours_ms, faiss_cpu, ours_cpu = [], [], [], []

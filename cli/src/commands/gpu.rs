@@ -1,6 +1,6 @@
 //! `rowmill gpu`
 
-use rowmill::gpu::{Measurement, bench, probe};
+use rowmill::gpu::{Measurement, bench, has_cublas, probe};
 use rowmill::spec::{Diagnostic, Diagnostics, Fault};
 use rowmill::{GpuContext, GpuUse};
 use serde_json::json;
@@ -40,6 +40,7 @@ fn info(settings: &Settings) -> u8 {
                     "free_bytes": device.free_memory_bytes,
                     "driver_cuda": version(device.driver_version),
                     "nvrtc": format!("{}.{}", device.nvrtc_version.0, device.nvrtc_version.1),
+                    "cublas": has_cublas(),
                     "use": config.usage,
                     "table": saved,
                 })
@@ -49,7 +50,14 @@ fn info(settings: &Settings) -> u8 {
             let gib = |bytes: usize| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30));
             let table_of = match saved {
                 Some(path) => path.display().to_string(),
+                None if config.usage == "auto" => {
+                    "none, so everything stays on the CPU; `rowmill gpu bench --save` measures one".to_owned()
+                }
                 None => "none; `rowmill gpu bench --save` measures one".to_owned(),
+            };
+            let cublas = match has_cublas() {
+                true => "here",
+                false => "not found; searches with many queries are slower without (`pip install nvidia-cublas-cu12`)",
             };
             let rows = [
                 ("device", format!("{}: {}", device.ordinal, device.name)),
@@ -58,6 +66,7 @@ fn info(settings: &Settings) -> u8 {
                 ("memory", format!("{}, {} free", gib(device.total_memory_bytes), gib(device.free_memory_bytes))),
                 ("driver's CUDA", version(device.driver_version)),
                 ("NVRTC", format!("{}.{}", device.nvrtc_version.0, device.nvrtc_version.1)),
+                ("cuBLAS", cublas.to_owned()),
                 ("gpu.use", config.usage.to_owned()),
                 ("measured table", table_of),
             ];

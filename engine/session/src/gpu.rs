@@ -6,7 +6,7 @@ use std::sync::Arc;
 use datafusion::common::{DataFusionError, Result};
 use datafusion::physical_plan::ExecutionPlan;
 use rowmill_engine::plan::placement::{ClassPlanner, ClassPlanners, Placed, Unserved};
-pub use rowmill_gpu::probe::{DeviceInfo, probe};
+pub use rowmill_gpu::probe::{DeviceInfo, has_cublas, probe};
 use rowmill_gpu_plan::{GpuContext, GpuOptions, GpuRule, GpuUse};
 pub use rowmill_gpu_plan::{Measurement, OffloadTable, Operator, bench};
 use rowmill_spec::config;
@@ -59,8 +59,5 @@ pub fn options(gpu: &config::Gpu, state: &Path) -> GpuOptions {
 /// The device for steps of kind `gpu`, which search without a plan.
 pub(crate) fn device_of(gpu: &Arc<GpuContext>) -> rowmill_step_gpu::DeviceFor {
     let gpu = Arc::clone(gpu);
-    Arc::new(move |rows| {
-        let offload = gpu.decide(Operator::TopK, Some(rows), 0).offload;
-        if offload { gpu.device().ok().cloned() } else { None }
-    })
+    Arc::new(move |rows, bytes| gpu.corpus_device(rows, bytes))
 }

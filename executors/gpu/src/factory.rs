@@ -26,7 +26,7 @@ impl GpuFactory {
 
     /// A factory whose steps search on the CPU.
     pub fn on_cpu() -> Self {
-        Self::new(Arc::new(|_| None))
+        Self::new(Arc::new(|_, _| None))
     }
 }
 

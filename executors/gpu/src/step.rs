@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::{Array, ArrayRef, Float32Array, Int32Array, Int64Array, RecordBatch, UInt32Array};
 use arrow::compute::take;
@@ -18,8 +19,9 @@ use tokio::sync::OnceCell;
 
 use crate::corpus;
 
-/// The device for a corpus of so many rows; `None` where it is searched on the CPU.
-pub type DeviceFor = Arc<dyn Fn(u64) -> Option<Arc<Device>> + Send + Sync>;
+/// The device for a corpus of so many rows and bytes, and the time that searches in memory take before it goes there;
+/// `None` where it is searched on the CPU.
+pub type DeviceFor = Arc<dyn Fn(u64, u64) -> Option<(Arc<Device>, Duration)> + Send + Sync>;
 
 /// The columns that the step adds.
 const NEIGHBOUR: &str = "neighbour";
@@ -141,8 +143,9 @@ impl StepExecutor for TopKStep {
             let read = tokio::task::spawn_blocking(move || {
                 let read = corpus::read(&options.corpus, &options.corpus_column, options.id.as_deref())?;
                 let dims = usize::try_from(read.embeddings.value_length()).unwrap_or(0);
-                let device = device(read.embeddings.len() as u64);
-                let search = Search::try_new(&read.embeddings, options.metric, device.as_ref());
+                let bytes = read.embeddings.values().to_data().get_slice_memory_size().unwrap_or(0);
+                let device = device(read.embeddings.len() as u64, bytes as u64);
+                let search = Search::once_it_pays(&read.embeddings, options.metric, device);
                 let search = search.map_err(|error| format!("the corpus {}: {error}", options.corpus.display()))?;
                 Ok(Loaded { search: Arc::new(search), ids: read.ids, dims })
             });

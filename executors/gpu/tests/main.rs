@@ -64,7 +64,7 @@ fn options(corpus: PathBuf, k: usize) -> TopKOptions {
 }
 
 fn step(options: TopKOptions) -> TopKStep {
-    TopKStep::new(options, Arc::new(|_| None))
+    TopKStep::new(options, Arc::new(|_, _| None))
 }
 
 struct Searching {

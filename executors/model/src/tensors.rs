@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray as _, BooleanArray, GenericListArray, ListArray, OffsetSizeTrait, PrimitiveArray,
-    RecordBatch, StringArray,
+    Array, ArrayRef, AsArray as _, BooleanArray, Float32Array, GenericListArray, ListArray, OffsetSizeTrait,
+    PrimitiveArray, RecordBatch, StringArray,
 };
 use arrow::buffer::OffsetBuffer;
 use arrow::compute::cast;
@@ -12,16 +12,17 @@ use arrow::datatypes::{
     ArrowPrimitiveType, DataType, Field, FieldRef, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type,
     UInt8Type, UInt16Type, UInt32Type, UInt64Type,
 };
-
+use half::{bf16, f16};
 use ort::value::{DynValue, Outlet, Tensor, TensorElementType as Element, ValueType};
 
-/// The type of a tensor's elements as Arrow has it.
+/// The type of a tensor's elements as columns have it: numbers of 16 bits, which few queries can work with, as `Float32`,
+/// which holds them all.
 ///
 /// # Errors
 /// For types that no column has.
 fn arrow_type(element: Element) -> Result<DataType, String> {
     Ok(match element {
-        Element::Float32 => DataType::Float32,
+        Element::Float32 | Element::Float16 | Element::Bfloat16 => DataType::Float32,
         Element::Float64 => DataType::Float64,
         Element::Int8 => DataType::Int8,
         Element::Int16 => DataType::Int16,
@@ -168,7 +169,22 @@ impl Port {
                 Tensor::from_array((shape, values)).map(|tensor| tensor.into_dyn())
             }};
         }
+        macro_rules! halves {
+            ($type:ty) => {{
+                let half = |value: &f32| {
+                    let half = <$type>::from_f32(*value);
+                    let fits = half.is_finite() || !value.is_finite();
+                    fits.then_some(half).ok_or_else(|| too_large(*value, stringify!($type)))
+                };
+                let halves = |part: &ArrayRef| part.as_primitive::<Float32Type>().values().iter().map(half).collect();
+                let parts = parts.iter().map(halves).collect::<Result<Vec<Vec<$type>>, String>>()?;
+                let values = interleaved(items, &parts.iter().map(Vec::as_slice).collect::<Vec<_>>());
+                Tensor::from_array((shape, values)).map(|tensor| tensor.into_dyn())
+            }};
+        }
         let tensor = match self.element {
+            Element::Float16 => halves!(f16),
+            Element::Bfloat16 => halves!(bf16),
             Element::Float32 => numbers!(Float32Type),
             Element::Float64 => numbers!(Float64Type),
             Element::Int8 => numbers!(Int8Type),
@@ -213,7 +229,16 @@ impl Port {
                 )
             }};
         }
+        macro_rules! halves {
+            ($type:ty) => {{
+                let (shape, values) = value.try_extract_tensor::<$type>().map_err(|error| error.to_string())?;
+                let values = Float32Array::from_iter_values(values.iter().map(|value| value.to_f32()));
+                (shape.to_vec(), Arc::new(values) as ArrayRef)
+            }};
+        }
         let (shape, values) = match self.element {
+            Element::Float16 => halves!(f16),
+            Element::Bfloat16 => halves!(bf16),
             Element::Float32 => numbers!(Float32Type),
             Element::Float64 => numbers!(Float64Type),
             Element::Int8 => numbers!(Int8Type),
@@ -257,14 +282,25 @@ fn item_of(data_type: &DataType) -> Option<&DataType> {
     }
 }
 
-/// Values of one type; a value that does not fit is an error and never another value.
+/// Values of one type; a value that does not fit is an error and never another value. Fractions are rounded.
 fn strict(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, String> {
     let options = arrow::compute::CastOptions { safe: false, ..Default::default() };
     let from = match array.data_type() {
         DataType::Boolean if to.is_numeric() => cast(array, &DataType::UInt8).map_err(|error| error.to_string())?,
         _ => Arc::clone(array),
     };
+    if let (DataType::Float64, DataType::Float32) = (from.data_type(), to) {
+        // Arrow would make an infinity of it.
+        let large = |value: &&f64| value.is_finite() && !(**value as f32).is_finite();
+        if let Some(value) = from.as_primitive::<Float64Type>().values().iter().find(large) {
+            return Err(too_large(*value, "f32"));
+        }
+    }
     arrow::compute::cast_with_options(&from, to, &options).map_err(|error| error.to_string())
+}
+
+fn too_large(value: impl std::fmt::Display, of: &str) -> String {
+    format!("{value} is too large for the model's numbers ({of})")
 }
 
 /// The items of lists that all have one length, which `width` becomes.

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::array::{
-    Array, ArrayRef, AsArray as _, Float32Array, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
+    Array, ArrayRef, AsArray as _, Float16Array, Float32Array, Float64Array, Int32Array, Int64Array, RecordBatch,
+    StringArray,
 };
 use arrow::datatypes::{DataType, Float32Type, Int64Type, SchemaRef};
 use async_trait::async_trait;
@@ -172,6 +173,63 @@ async fn a_model_of_fixed_size_takes_any_number_of_items() {
     for row in 0..7 {
         let values = lists.value(row);
         assert_eq!(values.as_primitive::<Float32Type>().values(), &[row as f32 + 1.0, row as f32 / 2.0 + 1.0]);
+    }
+}
+
+/// Numbers of 16 bits come and go as `Float32`; what is too large for them fails alone and is not an infinity.
+#[tokio::test]
+async fn numbers_of_16_bits() {
+    let Some(library) = library() else { return };
+    let p: ArrayRef = Arc::new(Float64Array::from(vec![0.5, 1e6, -2.0, f64::INFINITY]));
+    let q: ArrayRef = Arc::new(Float16Array::from_iter_values([1.5, 2.5, 3.5, 4.5].map(half::f16::from_f32)));
+    let c: ArrayRef = Arc::new(Int32Array::from(vec![1, 2, 3, 256]));
+    let input = RecordBatch::try_from_iter_with_nullable([("p", p, true), ("q", q, true), ("c", c, true)]).unwrap();
+    let driven = run(model("half", &[("x", &["p", "q"]), ("c", &["c"])], library), &input).await;
+    assert_eq!(driven.failures.len(), 1, "{:?}", driven.failures);
+    assert!(driven.failures[0].1.message().contains("1000000 is too large"), "{:?}", driven.failures);
+    let rows = driven.output.column(0).as_list::<i32>();
+    let row = |row: usize| rows.value(row).as_primitive::<Float32Type>().values().to_vec();
+    assert_eq!((row(0), row(1), row(2)), (vec![1.5, 2.5], vec![-1.0, 4.5], vec![f32::INFINITY, 5.5]));
+    assert_eq!(driven.output.column(1).as_primitive::<Float32Type>().values(), &[1.0, 3.0, 256.0]);
+}
+
+#[tokio::test]
+async fn doubles_beyond_a_models_floats_fail_alone() {
+    let Some(library) = library() else { return };
+    let p: ArrayRef = Arc::new(Float64Array::from(vec![1.0, 1e300, f64::NEG_INFINITY]));
+    let input = RecordBatch::try_from_iter_with_nullable([("p", Arc::clone(&p), true), ("q", p, true)]).unwrap();
+    let driven = run(model("fixed", &[("x", &["p", "q"])], library), &input).await;
+    assert_eq!((driven.output.num_rows(), driven.failures.len()), (2, 1), "{:?}", driven.failures);
+    assert!(driven.failures[0].1.message().contains("too large for the model's numbers"), "{:?}", driven.failures);
+}
+
+#[tokio::test]
+async fn texts_come_and_go() {
+    let Some(library) = library() else { return };
+    let s: ArrayRef = Arc::new(StringArray::from(vec![Some("yes"), Some("no"), None, Some("ähm"), Some("")]));
+    for data_type in [DataType::Utf8, DataType::Utf8View, DataType::LargeUtf8] {
+        let s = arrow::compute::cast(&s, &data_type).unwrap();
+        let input = RecordBatch::try_from_iter_with_nullable([("s", s, true)]).unwrap();
+        let driven = run(model("texts", &[("s", &["s"])], library.clone()), &input).await;
+        assert_eq!(driven.failures.len(), 1, "{:?}", driven.failures);
+        assert_eq!(driven.output.column(0).as_primitive::<Float32Type>().values(), &[1.0, 0.0, -1.0, -1.0]);
+        let texts: Vec<&str> = driven.output.column(1).as_string::<i32>().iter().flatten().collect();
+        assert_eq!(texts, ["yes", "no", "ähm", ""]);
+    }
+}
+
+/// A file that is there and no model.
+#[tokio::test]
+async fn a_file_that_is_no_model_is_named() {
+    let Some(library) = library() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let context = StepContext::new("run", "score", "tenant");
+    for content in [&b""[..], b"rowmill: 1", &std::fs::read(linear(library.clone()).file).unwrap()[..60]] {
+        let file = folder.path().join("broken.onnx");
+        std::fs::write(&file, content).unwrap();
+        let step = ModelStep::new(ModelOptions { file, ..linear(library.clone()) });
+        let failure = step.output_schema(&rows(0..1).schema(), &context).await.unwrap_err();
+        assert!(failure.message().contains("broken.onnx cannot be used"), "{}", failure.message());
     }
 }
 

@@ -1,5 +1,5 @@
-//! Whether an operator is faster on the device: by a table that `rowmill gpu bench` measured on this machine, or, without
-//! one, by thresholds that were reckoned and not measured.
+//! Whether an operator is faster on the device: by a table that `rowmill gpu bench` measured on this machine. What was not
+//! measured is left to the CPU: it is then as fast as without a GPU, for certain.
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -35,17 +35,6 @@ impl Operator {
             Operator::TopK => "top_k",
         }
     }
-
-    /// Without a table: rows from which data that comes from the host may pay. `None`: never, since one pass over the
-    /// link costs more than one pass over memory.
-    fn reckoned_rows(self) -> Option<u64> {
-        match self {
-            Operator::FilterAggregate => None,
-            Operator::GroupBy | Operator::Join => Some(4_000_000),
-            Operator::Sort => Some(2_000_000),
-            Operator::TopK => Some(100_000),
-        }
-    }
 }
 
 /// Times of one operator over one input, in milliseconds of wall time.
@@ -77,12 +66,21 @@ pub struct OffloadTable {
 }
 
 /// A decision and its reason, for `explain`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Decision {
     /// Whether the device is faster.
     pub offload: bool,
     /// Why, in words.
     pub why: String,
+    /// What the CPU would take, by the table: a device that turns out to be slower than this is not asked again.
+    pub cpu_ms: Option<f64>,
+}
+
+impl Decision {
+    /// A decision that no measurement stands behind.
+    pub fn plain(offload: bool, why: impl Into<String>) -> Self {
+        Self { offload, why: why.into(), cpu_ms: None }
+    }
 }
 
 impl OffloadTable {
@@ -123,7 +121,14 @@ impl OffloadTable {
         let mut points: Vec<&Measurement> = self.measured.iter().filter(|m| m.operator == operator).collect();
         points.sort_by_key(|m| m.rows);
         let (Some(first), Some(last)) = (points.first(), points.last()) else {
-            return reckoned(operator, rows, resident);
+            return Decision::plain(
+                false,
+                format!(
+                    "{} was not measured on this GPU; `rowmill gpu bench --save` measures it, `gpu.use: always` goes \
+                     without",
+                    operator.as_str()
+                ),
+            );
         };
         let known = rows.is_some();
         let rows = rows.unwrap_or(last.rows).max(1);
@@ -149,7 +154,18 @@ impl OffloadTable {
             why: format!(
                 "{about}{device:.2} ms on the device and {cpu:.2} ms on the CPU for {rows} rows, by the measured table"
             ),
+            cpu_ms: known.then_some(cpu),
         }
+    }
+
+    /// What it takes to put the corpus of a search on the device, by the table.
+    pub fn corpus_upload_ms(&self, rows: u64, bytes: u64) -> Option<f64> {
+        let mut points: Vec<&Measurement> = self.measured.iter().filter(|m| m.operator == Operator::TopK).collect();
+        points.sort_by_key(|m| m.rows);
+        let last = points.last()?;
+        let width = (bytes as f64 / rows.max(1) as f64) / (last.bytes.max(1) as f64 / last.rows as f64);
+        let upload = |m: &Measurement| (m.host_ms - m.resident_ms.unwrap_or(0.0)).max(0.0);
+        Some(interpolate(&points, rows.max(1), &upload) * width)
     }
 }
 
@@ -164,25 +180,6 @@ fn interpolate(points: &[&Measurement], rows: u64, time: &dyn Fn(&Measurement) -
             time(low) + (time(high) - time(low)) * share
         }
         None => points.last().map_or(f64::INFINITY, |last| time(last) * rows as f64 / last.rows as f64),
-    }
-}
-
-fn reckoned(operator: Operator, rows: Option<u64>, resident: bool) -> Decision {
-    let name = operator.as_str();
-    let by = "by reckoning; `rowmill gpu bench` measures it";
-    if resident {
-        return Decision { offload: true, why: format!("{name} over rows that are on the device, {by}") };
-    }
-    match (operator.reckoned_rows(), rows) {
-        (None, _) => {
-            Decision { offload: false, why: format!("{name} over rows from memory is as slow as the link, {by}") }
-        }
-        (Some(least), Some(rows)) => {
-            Decision { offload: rows >= least, why: format!("{name} pays from {least} rows on and has {rows}, {by}") }
-        }
-        (Some(least), None) => {
-            Decision { offload: true, why: format!("{name} pays from {least} rows on, which are counted first, {by}") }
-        }
     }
 }
 
@@ -217,10 +214,36 @@ mod tests {
             assert!(!decide(rows, 16, false), "{rows}");
         }
         assert!(table().decide(Operator::GroupBy, None, 0, false).offload);
-        // No measurement of this operator.
-        assert!(!table().decide(Operator::FilterAggregate, Some(1 << 40), 1 << 44, false).offload);
-        assert!(!table().decide(Operator::Sort, Some(1_000), 1_000, false).offload);
-        assert!(table().decide(Operator::Sort, None, 0, false).offload);
+    }
+
+    /// What was not measured is not offloaded, whatever its size: only so is it never slower than on the CPU.
+    #[test]
+    fn without_a_measurement_the_cpu_does_it() {
+        for operator in Operator::ALL {
+            for (rows, resident) in [(Some(1), false), (Some(1 << 40), false), (Some(1 << 40), true), (None, false)] {
+                let decision = OffloadTable::default().decide(operator, rows, 1 << 44, resident);
+                assert!(!decision.offload && decision.why.contains("rowmill gpu bench --save"), "{decision:?}");
+                assert_eq!(decision.cpu_ms, None);
+            }
+        }
+        assert!(!table().decide(Operator::Sort, Some(1 << 40), 1 << 44, false).offload);
+        assert_eq!(table().decide(Operator::GroupBy, Some(1_000_000), 16_000_000, false).cpu_ms, Some(10.0));
+    }
+
+    #[test]
+    fn uploading_a_corpus_grows_with_its_bytes() {
+        let m = Measurement {
+            operator: Operator::TopK,
+            rows: 1000,
+            bytes: 1000 * 1536,
+            cpu_ms: 9.0,
+            host_ms: 5.0,
+            resident_ms: Some(1.0),
+        };
+        let table = OffloadTable { device: "d".into(), measured: vec![m] };
+        assert_eq!(table.corpus_upload_ms(1000, 1000 * 1536), Some(4.0));
+        assert_eq!(table.corpus_upload_ms(2000, 2000 * 768), Some(4.0));
+        assert_eq!(OffloadTable::default().corpus_upload_ms(10, 10), None);
     }
 
     #[test]

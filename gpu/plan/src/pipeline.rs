@@ -18,6 +18,7 @@ use datafusion::physical_plan::filter::FilterExec;
 use datafusion::physical_plan::projection::{ProjectionExec, ProjectionExpr};
 use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties as _};
+use rowmill_gpu::expr::Physical;
 
 use crate::lower::{columns_of, lower, substitute};
 
@@ -81,7 +82,9 @@ impl Pipeline {
         exprs.iter().chain(&self.filter).for_each(|expr| columns_of(expr, &mut used));
         let schema = self.base.schema();
         if used.is_empty() && !schema.fields().is_empty() {
-            used.insert(0);
+            // One that can be on the device, where there is one: `count(*)` over a join reads none.
+            let fixed = schema.fields().iter().position(|field| Physical::try_from(field.data_type()).is_ok());
+            used.insert(fixed.unwrap_or(0));
         }
         if used.len() == schema.fields().len() {
             return Ok(self);

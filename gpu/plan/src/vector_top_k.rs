@@ -26,7 +26,6 @@ use parking_lot::Mutex;
 use rowmill_gpu::ops::top_k::{Corpus, Metric, Neighbour};
 
 use crate::context::GpuContext;
-use crate::decide::Operator;
 
 /// The most results of one query.
 const MAX_K: i64 = 1 << 20;
@@ -197,9 +196,9 @@ impl VectorTopK {
             None => None,
             Some(rows) => {
                 let list = embeddings(&rows, "the corpus")?;
-                let offload = self.gpu.decide(Operator::TopK, Some(list.len() as u64), 0).offload;
-                let device = if offload { self.gpu.device().ok() } else { None };
-                match Corpus::try_new(&list, metric, device) {
+                let bytes = list.values().to_data().get_slice_memory_size().unwrap_or(0) as u64;
+                let device = self.gpu.corpus_device(list.len() as u64, bytes);
+                match Corpus::once_it_pays(&list, metric, device) {
                     Ok(corpus) => Some(Arc::new(corpus)),
                     Err(error) => return exec_err!("the corpus of vector_top_k: {error}"),
                 }

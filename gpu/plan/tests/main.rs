@@ -15,6 +15,8 @@ mod lowering;
 mod plans;
 #[path = "main/random.rs"]
 mod random;
+#[path = "main/resident.rs"]
+mod resident;
 #[path = "main/support.rs"]
 mod support;
 #[path = "main/vectors.rs"]

@@ -10,7 +10,7 @@ fn command() -> Command {
 #[test]
 fn it_checks_and_measures_every_operator() {
     let _alone = emulator::alone();
-    let folders = [("driver.cpp", "libcuda.so"), ("nvrtc.cpp", "libnvrtc.so")]
+    let folders = emulator::LIBRARIES
         .map(|(source, name)| emulator::library(source, name).parent().unwrap().display().to_string());
     let file = tempfile::NamedTempFile::new().unwrap();
     let output = command()
@@ -38,4 +38,19 @@ fn without_a_device_it_says_so() {
     assert_eq!(output.status.code(), Some(69), "{text}");
     assert!(text.contains("no GPU is usable here") && text.contains("nothing was checked"), "{text}");
     assert_eq!(command().arg("--frobnicate").output().unwrap().status.code(), Some(2));
+}
+
+/// Stripped it is small enough to be carried anywhere, and holds nothing but this crate and Arrow.
+#[test]
+fn it_is_small_and_holds_no_query_engine() {
+    let folder = tempfile::tempdir().unwrap();
+    let stripped = folder.path().join("rowmill-gpu-check");
+    let status = Command::new("strip").arg("-o").arg(&stripped).arg(command().get_program()).status();
+    assert!(status.expect("strip comes with g++").success());
+    let bytes = std::fs::read(&stripped).unwrap();
+    assert!(bytes.len() < 32 << 20, "{} MiB", bytes.len() >> 20);
+    // ELF, 64 bits, little-endian; machine 62 is x86-64.
+    assert_eq!((&bytes[..6], &bytes[18..20]), (&b"\x7fELF\x02\x01"[..], &[62, 0][..]));
+    // Paths of sources stand in messages of panics.
+    assert!(!bytes.windows(10).any(|part| part == b"datafusion"));
 }

@@ -1,4 +1,4 @@
-//! Builds the emulator (`gpu/emulator`) with g++ and puts it in the place of libcuda and libnvrtc.
+//! Builds the emulator (`gpu/emulator`) with g++ and puts it in the place of libcuda, libnvrtc and libcublas.
 //!
 //! It is loaded before cudarc asks for a library of the same name, so that the loader answers with it. Compiled pieces
 //! are kept in the target directory under a hash of their source.
@@ -34,9 +34,10 @@ pub(crate) fn sanitized() -> bool {
     env::var("GPU_EMU_CXXFLAGS").is_ok_and(|flags| flags.contains("-fsanitize=address"))
 }
 
-/// How many cases proptest tries: fewer under AddressSanitizer.
+/// How many cases proptest tries: fewer under AddressSanitizer; `PROPTEST_CASES` asks for more or fewer.
 pub(crate) fn cases(usual: u32) -> u32 {
-    if sanitized() { usual.div_ceil(4) } else { usual }
+    let asked = env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+    asked.unwrap_or(if sanitized() { usual.div_ceil(4) } else { usual })
 }
 
 fn source_folder() -> PathBuf {
@@ -45,7 +46,11 @@ fn source_folder() -> PathBuf {
     crates.into_iter().find(|folder| folder.join("driver.cpp").exists()).expect("the emulator's sources")
 }
 
-/// Compiles one of the two libraries unless it is there.
+/// Sources and the names of the libraries whose place they take.
+pub(crate) const LIBRARIES: [(&str, &str); 3] =
+    [("driver.cpp", "libcuda.so"), ("nvrtc.cpp", "libnvrtc.so"), ("cublas.cpp", "libcublas.so")];
+
+/// Compiles one of the libraries unless it is there.
 pub(crate) fn library(source: &str, name: &str) -> PathBuf {
     let text = fs::read_to_string(source_folder().join(source)).unwrap();
     let mut hasher = DefaultHasher::new();
@@ -77,7 +82,7 @@ pub(crate) fn install() {
             env::set_var("GPU_EMU_INCLUDE", source_folder());
             env::set_var("GPU_EMU_CACHE", cache().join("kernels"));
         }
-        for (source, name) in [("driver.cpp", "libcuda.so"), ("nvrtc.cpp", "libnvrtc.so")] {
+        for (source, name) in LIBRARIES {
             let path = CString::new(library(source, name).to_str().unwrap()).unwrap();
             // SAFETY: the library was made above; 0x102 is RTLD_NOW | RTLD_GLOBAL.
             assert!(!unsafe { dlopen(path.as_ptr(), 0x102) }.is_null(), "{} could not be loaded", name);

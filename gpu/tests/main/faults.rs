@@ -105,10 +105,10 @@ fn compiled_kernels_are_kept_in_memory_and_on_disk() {
 /// An illegal access poisons the context for the rest of the process, so this runs in a process of its own.
 #[test]
 fn an_illegal_access_poisons_the_device() {
-    if std::env::var("ROWMILL_TEST_POISON").is_err() {
+    if std::env::var("TEST_POISON").is_err() {
         let status = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "faults::an_illegal_access_poisons_the_device"])
-            .env("ROWMILL_TEST_POISON", "1")
+            .env("TEST_POISON", "1")
             .env("GPU_EMU_FAIL_LAUNCH", "1")
             .status()
             .unwrap();

@@ -164,6 +164,123 @@ fn the_kernels_find_the_same() {
     }
 }
 
+/// More than eight queries are a product of matrices; without cuBLAS, or where it refuses, a kernel does the same.
+#[test]
+fn many_queries_are_products_of_matrices() {
+    for (setting, uses_it) in [("here", true), ("missing", false), ("refusing", false)] {
+        let device = emulator::device();
+        let _setting = emulator::Setting::new("GPU_EMU_BLAS", setting);
+        for (dims, item, asked_as) in [
+            (16, Item::F32, Item::F32),
+            (7, Item::F16, Item::F16),
+            (24, Item::Bf16, Item::Bf16),
+            // Queries that no single number of 16 bits holds.
+            (8, Item::Bf16, Item::F32),
+            (8, Item::F16, Item::F32),
+        ] {
+            let random = &mut Random::new(dims as u64);
+            let corpus = embeddings(700, dims, item, true, random);
+            for queries in [9, 70] {
+                let asked = embeddings(queries, dims, asked_as, true, random);
+                // A little that only an f32 keeps.
+                let asked = if asked_as == Item::F32 { scaled(&asked, 1.0 + 1.0 / 65536.0) } else { asked };
+                for metric in METRICS {
+                    let before = device.device.products();
+                    let found = GpuCorpus::upload(&device.device, &corpus, metric).unwrap().search(&asked, 5).unwrap();
+                    let what = format!("{setting} {metric:?} {item:?} {dims}, {queries} queries");
+                    check(metric, &corpus, &asked, 5, &found, &what);
+                    assert_eq!(device.device.products() > before, uses_it, "{what}");
+                }
+            }
+        }
+    }
+}
+
+/// Every number times a factor, as f32.
+fn scaled(list: &FixedSizeListArray, factor: f32) -> FixedSizeListArray {
+    let values: Float32Array = list.values().as_primitive::<arrow::datatypes::Float32Type>().unary(|v| v * factor);
+    let field = Arc::new(Field::new("item", DataType::Float32, true));
+    FixedSizeListArray::new(field, list.value_length(), Arc::new(values), list.nulls().cloned())
+}
+
+/// No bit of a query is lost on the way to a corpus of 16 bits: rows that differ only by what the last bits of the query
+/// say are told apart, as in memory.
+#[test]
+fn the_last_bits_of_a_query_count() {
+    let device = emulator::device();
+    // The second row wins by the small part of the query alone.
+    let rows = [[1.0_f32, 0.0], [1.0, 1.0], [1.0, -1.0]];
+    for item in [Item::F16, Item::Bf16] {
+        let corpus = list_of(&rows.concat(), 2, item);
+        let query = [1.0_f32 + 1.0 / 512.0, 1.0 / 2_097_152.0];
+        let asked = list_of(&query.repeat(9), 2, Item::F32);
+        let found = GpuCorpus::upload(&device.device, &corpus, Metric::Dot).unwrap().search(&asked, 3).unwrap();
+        assert!(device.device.products().is_some_and(|products| products > 0));
+        for results in &found {
+            assert_eq!(results.iter().map(|result| result.row).collect::<Vec<_>>(), [1, 0, 2], "{item:?}");
+        }
+    }
+    // What three numbers of 16 bits do not hold is left to a kernel: an f16 ends at 65504.
+    let corpus = list_of(&rows.concat(), 2, Item::F16);
+    let asked = list_of(&[1e9_f32, 3.0].repeat(9), 2, Item::F32);
+    let before = device.device.products();
+    let found = GpuCorpus::upload(&device.device, &corpus, Metric::Dot).unwrap().search(&asked, 1).unwrap();
+    assert_eq!((device.device.products(), found.len()), (before, 9));
+}
+
+fn list_of(values: &[f32], dims: i32, item: Item) -> FixedSizeListArray {
+    let (data_type, items): (_, ArrayRef) = match item {
+        Item::F32 => (DataType::Float32, Arc::new(Float32Array::from(values.to_vec()))),
+        Item::F16 => {
+            let values = values.iter().map(|&v| f16::from_f32(v));
+            (DataType::Float16, Arc::new(Float16Array::from_iter_values(values)))
+        }
+        Item::Bf16 => {
+            let bits = values.iter().map(|&v| bf16::from_f32(v).to_bits());
+            (DataType::UInt16, Arc::new(UInt16Array::from_iter_values(bits)))
+        }
+    };
+    FixedSizeListArray::new(Arc::new(Field::new("item", data_type, true)), dims, items, None)
+}
+
+/// Rows whose squares leave the range of f32 while their cosines do not: the norms are sums in double precision.
+#[test]
+fn very_long_and_very_short_rows_have_cosines() {
+    let device = emulator::device();
+    let rows = [[1e25_f32, 1e25], [1e-25, 2e-25], [3.0, -1.0], [1e25, -1e25]];
+    let corpus = list_of(&rows.concat(), 2, Item::F32);
+    let asked = list_of(&[1.0, 2.0].repeat(9), 2, Item::F32);
+    for queries in [1, 9] {
+        let asked = asked.slice(0, queries);
+        let on_cpu = CpuCorpus::try_new(&corpus, Metric::Cosine).unwrap().search(&asked, 4).unwrap();
+        let found = GpuCorpus::upload(&device.device, &corpus, Metric::Cosine).unwrap().search(&asked, 4).unwrap();
+        let order =
+            |found: &[Vec<Neighbour>]| found.iter().map(|r| r.iter().map(|n| n.row).collect()).collect::<Vec<Vec<_>>>();
+        assert_eq!(order(&found), order(&on_cpu));
+        assert_eq!(order(&found)[0], [1, 0, 2, 3]);
+    }
+}
+
+/// A corpus stays in memory until its searches there have earned its way to the device.
+#[test]
+fn a_corpus_goes_to_the_device_once_it_pays() {
+    let device = emulator::device();
+    let random = &mut Random::new(9);
+    let corpus = embeddings(500, 8, Item::F32, true, random);
+    let asked = embeddings(3, 8, Item::F32, false, random);
+    let expected = CpuCorpus::try_new(&corpus, Metric::L2).unwrap().search(&asked, 5).unwrap();
+    let never = Some((Arc::clone(&device.device), std::time::Duration::from_secs(3600)));
+    let patient = Corpus::once_it_pays(&corpus, Metric::L2, never).unwrap();
+    let soon = Some((Arc::clone(&device.device), std::time::Duration::from_nanos(1)));
+    let eager = Corpus::once_it_pays(&corpus, Metric::L2, soon).unwrap();
+    assert!(!eager.is_on_device());
+    for _ in 0..4 {
+        assert_eq!(patient.search(&asked, 5).unwrap(), expected);
+        assert_eq!(eager.search(&asked, 5).unwrap(), expected);
+    }
+    assert!(eager.is_on_device() && !patient.is_on_device());
+}
+
 /// One search on the device over 16 dimensions of f32, checked.
 pub(crate) fn check_kernels(
     device: &emulator::Emulated,
@@ -173,6 +290,8 @@ pub(crate) fn check_kernels(
     k: usize,
     what: &str,
 ) {
+    // cuBLAS orders its own threads.
+    let _setting = emulator::Setting::new("GPU_EMU_BLAS", "refusing");
     let random = &mut Random::new(rows as u64);
     let corpus = embeddings(rows, 16, Item::F32, true, random);
     let asked = embeddings(queries, 16, Item::F32, true, random);

@@ -224,7 +224,7 @@ pub const SETTINGS: &[Setting] = &[
         "gpu.use",
         Kind::Word(&["auto", "always", "never", "required"]),
         Some("auto"),
-        "What steps of class `gpu` do: `auto` takes the GPU where it is faster, `always` for whatever has a kernel, `never` not at all; `required` is `always`, and an error where there is no GPU.",
+        "What steps of class `gpu` do: `auto` takes the GPU where `rowmill gpu bench --save` measured it to be faster, `always` for whatever has a kernel, `never` not at all; `required` is `always`, and an error where there is no GPU.",
     ),
     setting("gpu.device", Kind::Number(63), Some("0"), "The driver's number of the GPU."),
     setting(

@@ -6,6 +6,7 @@
 //! input ─▶ chunk ─▶ device: filter, arguments, groups ─▶ states ─┐
 //!             └───▶ twin: FilterExec, AggregateExec(Partial) ────┴▶ AggregateExec(Final)
 //! ```
+//! Where the input is a join on the device, its rows stay there ([`super::feed`]).
 use std::fmt;
 use std::sync::Arc;
 
@@ -23,13 +24,15 @@ use datafusion::physical_plan::stream::RecordBatchReceiverStreamBuilder;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
 use futures::StreamExt as _;
 use rowmill_gpu::Error;
+use rowmill_gpu::batch::DeviceBatch;
 use rowmill_gpu::device::Device;
 use rowmill_gpu::ops::filter_aggregate::{AggregateState, FilterAggregate};
 use rowmill_gpu::ops::group_by::GroupBy;
 
+use super::feed::{Feed, Joined, Part};
 use super::{Chunk, Counts, Output, ReplayExec, give_up, halving, one_partition, over};
-use crate::context::GpuContext;
-use crate::decide::Operator;
+use crate::context::{GpuContext, Watch};
+use crate::decide::{Decision, Operator};
 
 /// How the device's columns become columns of a state.
 #[derive(Debug, Clone)]
@@ -91,11 +94,29 @@ pub(crate) struct Query {
     pub(crate) text: String,
 }
 
+impl Query {
+    fn upload(&self, device: &Device, rows: &RecordBatch) -> rowmill_gpu::Result<DeviceBatch> {
+        match &self.kernels {
+            Kernels::Fused(query) => query.upload(device, rows),
+            Kernels::Grouped(query) => query.upload(device, rows),
+        }
+    }
+
+    fn run(&self, device: &Device, rows: &DeviceBatch) -> rowmill_gpu::Result<Made> {
+        match &self.kernels {
+            Kernels::Fused(query) => Ok((Some(query.run(device, rows)?), None, rows.rows())),
+            Kernels::Grouped(query) => Ok((None, Some(query.run(device, rows)?), rows.rows())),
+        }
+    }
+}
+
 /// The partial aggregate.
 pub(crate) struct GpuAggregateExec {
     gpu: Arc<GpuContext>,
     query: Arc<Query>,
     input: Arc<dyn ExecutionPlan>,
+    /// Whether the input's rows can be had on the device.
+    fed: bool,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
 }
@@ -109,7 +130,8 @@ impl GpuAggregateExec {
         schema: SchemaRef,
     ) -> Self {
         let properties = one_partition(EquivalenceProperties::new(schema), EmissionType::Final);
-        Self { gpu, query, input, properties, metrics: ExecutionPlanMetricsSet::new() }
+        let fed = Feed::is_possible(&input);
+        Self { gpu, query, input, fed, properties, metrics: ExecutionPlanMetricsSet::new() }
     }
 }
 
@@ -121,7 +143,13 @@ impl fmt::Debug for GpuAggregateExec {
 
 impl DisplayAs for GpuAggregateExec {
     fn fmt_as(&self, _kind: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.name(), self.query.text)
+        write!(
+            f,
+            "{}: {}{}",
+            self.name(),
+            self.query.text,
+            if self.fed { ", joined rows stay on the device" } else { "" }
+        )
     }
 }
 
@@ -173,7 +201,11 @@ impl ExecutionPlan for GpuAggregateExec {
         if partition != 0 {
             return internal_err!("{} has one partition", self.name());
         }
-        let input = self.input.execute(0, Arc::clone(&context))?;
+        let all: Vec<usize> = (0..self.input.schema().fields().len()).collect();
+        let input = match Feed::try_new(&self.input, &all, &context).filter(|_| self.fed) {
+            Some(feed) => Input::Feed(Box::new(feed)),
+            None => Input::Rows(self.input.execute(0, Arc::clone(&context))?),
+        };
         let mut builder = RecordBatchReceiverStreamBuilder::new(self.schema(), 2);
         let counts = Counts::new(&self.metrics);
         let run = Run {
@@ -191,10 +223,18 @@ impl ExecutionPlan for GpuAggregateExec {
             state: None,
             answered: false,
             gave_up: false,
+            watch: Watch::default(),
         };
-        builder.spawn(run.all(input));
+        let chunk = Chunk::new(self.name(), self.input.schema(), &run.context);
+        builder.spawn(run.all(input, chunk));
         Ok(builder.build())
     }
+}
+
+/// Where the rows come from.
+enum Input {
+    Rows(SendableRecordBatchStream),
+    Feed(Box<Feed>),
 }
 
 /// One execution.
@@ -211,18 +251,28 @@ struct Run {
     answered: bool,
     /// Whether a chunk had rows that no kernel does: the next one is likely to have some too.
     gave_up: bool,
+    watch: Watch,
 }
 
+/// What the device gives for a piece of the input: a state, or groups; and the rows of the piece.
+type Made = (Option<AggregateState>, Option<RecordBatch>, usize);
+
 impl Run {
-    async fn all(mut self, mut input: SendableRecordBatchStream) -> Result<()> {
-        let mut chunk = Chunk::new(&self.name, input.schema(), &self.context);
-        while let Some(batch) = input.next().await {
-            let room = chunk.push(batch?);
-            if (!room || chunk.bytes >= self.gpu.options().launch_bytes) && !self.flush(&mut chunk).await? {
-                return Ok(());
-            }
-        }
-        if !chunk.is_empty() && !self.flush(&mut chunk).await? {
+    async fn all(mut self, input: Input, mut chunk: Chunk) -> Result<()> {
+        let wanted = match input {
+            Input::Rows(rows) => self.gather(rows, &mut chunk).await?,
+            Input::Feed(mut feed) => loop {
+                let wanted = match feed.next().await? {
+                    None => break true,
+                    Some(Part::Host(rows)) => self.gather(rows, &mut chunk).await?,
+                    Some(Part::Device(joined)) => self.take(joined, &mut chunk).await?,
+                };
+                if !wanted {
+                    break false;
+                }
+            },
+        };
+        if !wanted || (!chunk.is_empty() && !self.flush(&mut chunk).await?) {
             return Ok(());
         }
         if let Kernels::Fused(query) = &self.query.kernels
@@ -239,20 +289,82 @@ impl Run {
         Ok(())
     }
 
-    /// Aggregates what was gathered. False when nobody wants the result any more.
-    async fn flush(&mut self, chunk: &mut Chunk) -> Result<bool> {
-        let operator = match self.query.kernels {
+    /// Takes rows of the host in. False when nobody wants the result any more.
+    async fn gather(&mut self, mut rows: SendableRecordBatchStream, chunk: &mut Chunk) -> Result<bool> {
+        while let Some(batch) = rows.next().await {
+            let room = chunk.push(batch?);
+            if (!room || chunk.bytes >= self.gpu.options().launch_bytes) && !self.flush(chunk).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn operator(&self) -> Operator {
+        match self.query.kernels {
             Kernels::Fused(_) => Operator::FilterAggregate,
             Kernels::Grouped(_) => Operator::GroupBy,
+        }
+    }
+
+    /// Whether the device is to do so many rows.
+    fn decide(&self, rows: usize, bytes: usize, resident: bool) -> Decision {
+        if self.gave_up || !self.watch.allows() {
+            return Decision::plain(false, "the device did not keep its word");
+        }
+        let kernels = || match &self.query.kernels {
+            Kernels::Fused(query) => vec![query.source().to_owned()],
+            Kernels::Grouped(query) => vec![query.source().to_owned()],
         };
-        let rows = chunk.rows;
-        let pays = || self.gpu.decide(operator, Some(rows as u64), chunk.bytes as u64).offload;
-        let wanted = if !self.gave_up && pays() {
-            let outcome = self.on_device(chunk).await?;
-            match outcome {
-                Ok(wanted) => {
+        self.gpu.decide_now(self.operator(), rows, bytes, resident, kernels)
+    }
+
+    /// Aggregates joined rows where they are; or has them brought to the host.
+    async fn take(&mut self, joined: Joined, chunk: &mut Chunk) -> Result<bool> {
+        let rows = joined.rows().num_rows();
+        let decision = joined.with_joins(self.decide(rows, super::bytes_of(joined.rows()), true));
+        if decision.offload {
+            let (query, work) = (Arc::clone(&self.query), joined.clone());
+            let work = move |device: &Arc<Device>| -> rowmill_gpu::Result<Vec<Made>> {
+                let mut one = |part: &RecordBatch| query.run(device, &work.over(part).on_device(device)?);
+                halving(device, work.rows(), &mut one)
+            };
+            match self.gpu.on_lane(work).await? {
+                Ok((made, took)) => {
+                    let rows = made.iter().map(|(_, _, rows)| rows).sum();
+                    joined.done(rows);
                     self.counts.gpu_rows.add(rows);
-                    Some(wanted)
+                    self.counts.resident_rows.add(rows);
+                    self.watch.saw(self.operator(), &decision, took);
+                    return self.merge(made).await;
+                }
+                Err(error) => {
+                    give_up(&self.name, &error)?;
+                    self.gave_up = matches!(error, Error::Data(_) | Error::Unsupported(_));
+                }
+            }
+        }
+        let rows = joined.on_host().await?;
+        self.gather(rows, chunk).await
+    }
+
+    /// Aggregates what was gathered. False when nobody wants the result any more.
+    async fn flush(&mut self, chunk: &mut Chunk) -> Result<bool> {
+        let rows = chunk.rows;
+        let decision = self.decide(rows, chunk.bytes, false);
+        let wanted = if decision.offload {
+            let (query, schema, batches) = (Arc::clone(&self.query), Arc::clone(&chunk.schema), chunk.batches.clone());
+            let work = move |device: &Arc<Device>| -> rowmill_gpu::Result<Vec<Made>> {
+                // One buffer per column, made on the thread that may block.
+                let batch = arrow::compute::concat_batches(&schema, &batches)?;
+                let mut one = |part: &RecordBatch| query.run(device, &query.upload(device, part)?);
+                halving(device, &batch, &mut one)
+            };
+            match self.gpu.on_lane(work).await? {
+                Ok((made, took)) => {
+                    self.counts.gpu_rows.add(rows);
+                    self.watch.saw(self.operator(), &decision, took);
+                    Some(self.merge(made).await?)
                 }
                 Err(error) => {
                     give_up(&self.name, &error)?;
@@ -277,39 +389,19 @@ impl Run {
         Ok(wanted)
     }
 
-    async fn on_device(&mut self, chunk: &Chunk) -> Result<rowmill_gpu::Result<bool>> {
-        let query = Arc::clone(&self.query);
-        let (schema, batches) = (Arc::clone(&chunk.schema), chunk.batches.clone());
-        let work = move |device: &Arc<Device>| -> rowmill_gpu::Result<(Option<AggregateState>, Vec<RecordBatch>)> {
-            // One buffer per column, made on the thread that may block.
-            let batch = arrow::compute::concat_batches(&schema, &batches)?;
-            match &query.kernels {
-                Kernels::Fused(query) => {
-                    let mut state = query.start();
-                    let mut one = |batch: &RecordBatch| query.run(device, &query.upload(device, batch)?);
-                    for part in halving(device, &batch, &mut one)? {
-                        query.merge(&mut state, &part);
-                    }
-                    Ok((Some(state), Vec::new()))
-                }
-                Kernels::Grouped(query) => {
-                    let mut one = |batch: &RecordBatch| query.run(device, &query.upload(device, batch)?);
-                    Ok((None, halving(device, &batch, &mut one)?))
+    /// Adds what the device gave. False when nobody wants the result any more.
+    async fn merge(&mut self, made: Vec<Made>) -> Result<bool> {
+        let mut groups = Vec::new();
+        for (state, more, _) in made {
+            groups.extend(more);
+            if let (Some(state), Kernels::Fused(query)) = (state, &self.query.kernels) {
+                match &mut self.state {
+                    Some(all) => query.merge(all, &state),
+                    None => self.state = Some(state),
                 }
             }
-        };
-        match self.gpu.on_lane(work).await? {
-            Ok((state, groups)) => {
-                if let (Some(state), Kernels::Fused(query)) = (state, &self.query.kernels) {
-                    match &mut self.state {
-                        Some(all) => query.merge(all, &state),
-                        None => self.state = Some(state),
-                    }
-                }
-                Ok(Ok(self.send(&groups).await?))
-            }
-            Err(error) => Ok(Err(error)),
         }
+        self.send(&groups).await
     }
 
     async fn send(&mut self, batches: &[RecordBatch]) -> Result<bool> {

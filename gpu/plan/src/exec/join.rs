@@ -7,7 +7,8 @@
 //!                 └────▶ twin: HashJoinExec over the build side and this chunk
 //! ```
 //! Rows that are kept without a match are those of the probe side, so each chunk is joined by itself. DataFusion builds
-//! from its left side; where it keeps unmatched rows of that side, the sides change places here.
+//! from its left side; where it keeps unmatched rows of that side, the sides change places here. An operator above that
+//! works on the device too takes the joined rows there: see [`super::feed`].
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
 use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions};
 use datafusion::physical_plan::metrics::{ExecutionPlanMetricsSet, MetricsSet};
-use datafusion::physical_plan::stream::RecordBatchReceiverStreamBuilder;
+use datafusion::physical_plan::stream::{RecordBatchReceiverStreamBuilder, RecordBatchStreamAdapter};
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
 use futures::StreamExt as _;
 use parking_lot::Mutex;
@@ -31,7 +32,7 @@ use rowmill_gpu::expr::GpuExpr;
 use rowmill_gpu::ops::join::{Join, JoinKind};
 
 use super::{Chunk, Counts, Output, ReplayExec, give_up, halving, one_partition, over};
-use crate::context::GpuContext;
+use crate::context::{GpuContext, Watch};
 use crate::decide::Operator;
 use crate::lower::Reason;
 
@@ -61,11 +62,13 @@ impl Side {
 /// What is joined.
 pub(crate) struct Query {
     kernel: Join,
-    probe: Side,
-    build: Side,
+    /// Keys over the columns of the probe side's and the build side's [`Side::columns`].
+    pub(super) on: Vec<(GpuExpr, GpuExpr)>,
+    pub(super) probe: Side,
+    pub(super) build: Side,
     /// Whether DataFusion's left side probes.
-    left_probes: bool,
-    kind: JoinKind,
+    pub(super) left_probes: bool,
+    pub(super) kind: JoinKind,
     /// Columns of the output among those of DataFusion's left side, then those of its right side.
     projection: Vec<usize>,
     twin: Arc<dyn ExecutionPlan>,
@@ -104,13 +107,36 @@ impl Query {
             true => (left, right, on),
             false => (right, left, on.into_iter().map(|(left, right)| (right, left)).collect()),
         };
-        let kernel = Join::try_new(probe.device_schema(), build.device_schema(), on, kind);
+        let kernel = Join::try_new(probe.device_schema(), build.device_schema(), on.clone(), kind);
         let kernel = kernel.map_err(|error| error.to_string())?;
-        Ok(Self { kernel, probe, build, left_probes, kind, projection, twin, text })
+        Ok(Self { kernel, on, probe, build, left_probes, kind, projection, twin, text })
     }
 
-    fn keeps_both(&self) -> bool {
+    /// Whether columns of the build side come out too.
+    pub(super) fn keeps_both(&self) -> bool {
         matches!(self.kind, JoinKind::Inner | JoinKind::Left)
+    }
+
+    /// Where a column of the output comes from: whether of the probe side, and its position there.
+    pub(super) fn origin(&self, output: usize) -> Option<(bool, usize)> {
+        let at = *self.projection.get(output)?;
+        // A semi or anti join gives one side only, the one that probes.
+        if !self.keeps_both() {
+            return Some((true, at));
+        }
+        let left_fields = if self.left_probes { &self.probe } else { &self.build }.schema.fields().len();
+        let (of_left, at) = if at < left_fields { (true, at) } else { (false, at - left_fields) };
+        Some((of_left == self.left_probes, at))
+    }
+
+    /// The plan's twin over rows of both sides.
+    pub(super) fn twin(
+        &self,
+        probe: Arc<dyn ExecutionPlan>,
+        build: Arc<dyn ExecutionPlan>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let (left, right) = if self.left_probes { (probe, build) } else { (build, probe) };
+        over(&self.twin, &mut [left, right].into_iter())
     }
 
     /// Which rows of one chunk of the probe side belong to which of the build side.
@@ -133,15 +159,10 @@ impl Query {
         let part = |rows: &ArrayRef| rows.slice(range.start, range.len()).as_primitive::<UInt32Type>().clone();
         let probe_rows = part(&pairs.probe_rows);
         let build_rows = pairs.build_rows.as_ref().map(part);
-        let left_fields = if self.left_probes { &self.probe } else { &self.build }.schema.fields().len();
-        // A semi or anti join gives one side only.
-        let left_fields = if !self.keeps_both() && !self.left_probes { 0 } else { left_fields };
-        let columns = self.projection.iter().map(|at| {
-            let (of_left, at) = if *at < left_fields { (true, *at) } else { (false, *at - left_fields) };
-            match (&build_rows, of_left == self.left_probes) {
-                (Some(rows), false) => Ok(take(build.column(at), rows, None)?),
-                _ => Ok(take(pairs.probe.column(at), &probe_rows, None)?),
-            }
+        let columns = (0..self.projection.len()).map(|output| match (self.origin(output), &build_rows) {
+            (Some((true, at)), _) => Ok(take(pairs.probe.column(at), &probe_rows, None)?),
+            (Some((false, at)), Some(rows)) => Ok(take(build.column(at), rows, None)?),
+            _ => internal_err!("a join gives a column of neither side"),
         });
         let columns = columns.collect::<Result<Vec<_>>>()?;
         let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(range.len()));
@@ -231,76 +252,139 @@ impl ExecutionPlan for GpuJoinExec {
         if partition != 0 {
             return internal_err!("GpuJoinExec has one partition");
         }
-        let (left, right) = (self.left.execute(0, Arc::clone(&context))?, self.right.execute(0, Arc::clone(&context))?);
-        let (probe, build) = if self.query.left_probes { (left, right) } else { (right, left) };
         let mut builder = RecordBatchReceiverStreamBuilder::new(self.schema(), 2);
         let counts = Counts::new(&self.metrics);
-        let run = Run {
-            gpu: Arc::clone(&self.gpu),
-            query: Arc::clone(&self.query),
-            output: Output {
-                sender: builder.tx(),
-                schema: self.schema(),
-                batch_rows: context.session_config().batch_size().max(1),
-                counts: counts.clone(),
-            },
+        let output = Output {
+            sender: builder.tx(),
+            schema: self.schema(),
+            batch_rows: context.session_config().batch_size().max(1),
             counts,
-            context,
-            on_device: Arc::new(Mutex::new(None)),
         };
-        builder.spawn(run.all(probe, build));
+        builder.spawn(all(self.execution(&context), output));
         Ok(builder.build())
     }
 }
 
-/// One execution.
-struct Run {
-    gpu: Arc<GpuContext>,
-    query: Arc<Query>,
-    output: Output,
-    counts: Counts,
-    context: Arc<TaskContext>,
-    /// The keys of the build side, once they are there.
-    on_device: Arc<Mutex<Option<DeviceBatch>>>,
+impl GpuJoinExec {
+    /// An execution of it, for whoever takes its rows.
+    pub(super) fn execution(&self, context: &Arc<TaskContext>) -> Execution {
+        let (left, right) = (Arc::clone(&self.left), Arc::clone(&self.right));
+        let (probe, build) = if self.query.left_probes { (left, right) } else { (right, left) };
+        Execution {
+            gpu: Arc::clone(&self.gpu),
+            query: Arc::clone(&self.query),
+            schema: self.schema(),
+            counts: Counts::new(&self.metrics),
+            context: Arc::clone(context),
+            probe,
+            build,
+            keys: Arc::new(Mutex::new(None)),
+            watch: Mutex::default(),
+        }
+    }
+
+    /// What is joined.
+    pub(super) fn query(&self) -> &Arc<Query> {
+        &self.query
+    }
+
+    /// The side that probes.
+    pub(super) fn probe(&self) -> &Arc<dyn ExecutionPlan> {
+        if self.query.left_probes { &self.left } else { &self.right }
+    }
 }
 
-impl Run {
-    async fn all(self, mut probe: SendableRecordBatchStream, mut build: SendableRecordBatchStream) -> Result<()> {
-        let build_schema = build.schema();
-        let mut built = Chunk::new("GpuJoinExec build", Arc::clone(&build_schema), &self.context);
-        while let Some(batch) = build.next().await {
-            if !built.push(batch?) {
-                // What does not fit here is DataFusion's to report, or to do with less.
-                let read = std::mem::take(&mut built.batches);
-                built.clear();
-                let rest = ReplayExec::rows(&build_schema, read, Some(build));
-                let probe_schema = probe.schema();
-                let all = ReplayExec::rows(&probe_schema, Vec::new(), Some(probe));
-                return self.twin(all, rest).await.map(drop);
-            }
+/// One execution.
+pub(super) struct Execution {
+    pub(super) gpu: Arc<GpuContext>,
+    pub(super) query: Arc<Query>,
+    pub(super) schema: SchemaRef,
+    pub(super) counts: Counts,
+    pub(super) context: Arc<TaskContext>,
+    pub(super) probe: Arc<dyn ExecutionPlan>,
+    build: Arc<dyn ExecutionPlan>,
+    /// The keys of the build side, once they are on the device.
+    keys: Arc<Mutex<Option<DeviceBatch>>>,
+    watch: Mutex<Watch>,
+}
+
+/// The build side.
+pub(super) enum Built {
+    /// Whole, and the memory that it takes.
+    Whole(RecordBatch, Chunk),
+    /// What does not fit here is DataFusion's to report, or to do with less: what was read, and the rest.
+    TooLarge(Arc<dyn ExecutionPlan>),
+}
+
+/// Joins everything, for a reader on the host.
+async fn all(join: Execution, output: Output) -> Result<()> {
+    let (built, _held) = match join.build().await? {
+        Built::Whole(built, held) => (built, held),
+        Built::TooLarge(build) => {
+            let twin = join.query.twin(Arc::clone(&join.probe), build)?;
+            return output.send_all(&twin, &join.context).await.map(drop);
         }
-        let whole = concat_batches(&build_schema, &built.batches)?;
-        built.batches.clear();
-        let mut chunk = Chunk::new("GpuJoinExec", probe.schema(), &self.context);
-        while let Some(batch) = probe.next().await {
-            let room = chunk.push(batch?);
-            if (!room || chunk.bytes >= self.gpu.options().launch_bytes) && !self.flush(&mut chunk, &whole).await? {
+    };
+    let mut probe = join.probe.execute(0, Arc::clone(&join.context))?;
+    let mut chunk = Chunk::new("GpuJoinExec", probe.schema(), &join.context);
+    let mut more = true;
+    while more {
+        match probe.next().await {
+            Some(batch) => {
+                if chunk.push(batch?) && chunk.bytes < join.gpu.options().launch_bytes {
+                    continue;
+                }
+            }
+            None => more = false,
+        }
+        if chunk.is_empty() {
+            continue;
+        }
+        let mut rows = join.rows(&mut chunk, &built, output.batch_rows).await?;
+        while let Some(batch) = rows.next().await {
+            if !output.send(&batch?).await? {
                 return Ok(());
             }
         }
-        if !chunk.is_empty() {
-            self.flush(&mut chunk, &whole).await?;
+        chunk.clear();
+    }
+    Ok(())
+}
+
+impl Execution {
+    /// Reads the build side.
+    pub(super) async fn build(&self) -> Result<Built> {
+        let mut build = self.build.execute(0, Arc::clone(&self.context))?;
+        let schema = build.schema();
+        let mut built = Chunk::new("GpuJoinExec build", Arc::clone(&schema), &self.context);
+        while let Some(batch) = build.next().await {
+            if !built.push(batch?) {
+                let read = std::mem::take(&mut built.batches);
+                return Ok(Built::TooLarge(ReplayExec::rows(&schema, read, Some(build))));
+            }
         }
-        Ok(())
+        let whole = concat_batches(&schema, &built.batches)?;
+        built.batches.clear();
+        Ok(Built::Whole(whole, built))
     }
 
-    /// Joins what was gathered. False when nobody wants the result any more.
-    async fn flush(&self, chunk: &mut Chunk, build: &RecordBatch) -> Result<bool> {
+    /// The joined rows of a chunk, on the host: pairs from the device where that pays, else from the twin.
+    pub(super) async fn rows(
+        &self,
+        chunk: &mut Chunk,
+        build: &RecordBatch,
+        batch_rows: usize,
+    ) -> Result<SendableRecordBatchStream> {
         let rows = chunk.rows;
-        if self.gpu.decide(Operator::Join, Some(rows as u64), chunk.bytes as u64).offload {
+        let kernels = || {
+            let shared = [rowmill_gpu::ops::gather::sort_source(), rowmill_gpu::ops::gather::gather_source()];
+            self.query.kernel.sources().into_iter().chain(shared).collect()
+        };
+        let decision = self.gpu.decide_now(Operator::Join, rows, chunk.bytes, false, kernels);
+        if decision.offload && self.watch.lock().allows() {
             let query = Arc::clone(&self.query);
             let (probe, build_side) = (chunk.concat()?, build.clone());
-            let kept = Arc::clone(&self.on_device);
+            let kept = Arc::clone(&self.keys);
             let work = move |device: &Arc<Device>| -> rowmill_gpu::Result<Vec<Pairs>> {
                 let mut kept = kept.lock();
                 if kept.is_none() {
@@ -310,21 +394,10 @@ impl Run {
                 halving(device, &probe, &mut |probe: &RecordBatch| query.pairs(device, probe, keys))
             };
             match self.gpu.on_lane(work).await? {
-                Ok(found) => {
+                Ok((found, took)) => {
                     self.counts.gpu_rows.add(rows);
-                    chunk.clear();
-                    for pairs in found {
-                        // A piece at a time: many pairs of long texts are more than one array can hold.
-                        let (end, step) = (pairs.probe_rows.len(), self.output.batch_rows);
-                        for from in (0..end).step_by(step) {
-                            let range = from..(from + step).min(end);
-                            let joined = self.query.rows(&pairs, build, range, &self.output.schema)?;
-                            if !self.output.send(&joined).await? {
-                                return Ok(false);
-                            }
-                        }
-                    }
-                    return Ok(true);
+                    self.watch.lock().saw(Operator::Join, &decision, took);
+                    return Ok(self.assembled(found, build.clone(), batch_rows));
                 }
                 Err(error) => give_up("GpuJoinExec", &error)?,
             }
@@ -332,14 +405,20 @@ impl Run {
         self.counts.cpu_rows.add(rows);
         let probe = ReplayExec::rows(&chunk.schema, std::mem::take(&mut chunk.batches), None);
         let build = ReplayExec::rows(&build.schema(), vec![build.clone()], None);
-        let wanted = self.twin(probe, build).await?;
-        chunk.clear();
-        Ok(wanted)
+        self.query.twin(probe, build)?.execute(0, Arc::clone(&self.context))
     }
 
-    async fn twin(&self, probe: Arc<dyn ExecutionPlan>, build: Arc<dyn ExecutionPlan>) -> Result<bool> {
-        let (left, right) = if self.query.left_probes { (probe, build) } else { (build, probe) };
-        let twin = over(&self.query.twin, &mut [left, right].into_iter())?;
-        self.output.send_all(&twin, &self.context).await
+    /// The rows of some pairs, a piece at a time: many pairs of long texts are more than one array can hold.
+    fn assembled(&self, found: Vec<Pairs>, build: RecordBatch, batch_rows: usize) -> SendableRecordBatchStream {
+        let (query, schema) = (Arc::clone(&self.query), Arc::clone(&self.schema));
+        let pieces = found.into_iter().flat_map(move |pairs| {
+            let (query, schema, build) = (Arc::clone(&query), Arc::clone(&schema), build.clone());
+            let end = pairs.probe_rows.len();
+            (0..end).step_by(batch_rows).map(move |from| {
+                let range = from..(from + batch_rows).min(end);
+                query.rows(&pairs, &build, range, &schema)
+            })
+        });
+        Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), futures::stream::iter(pieces)))
     }
 }

@@ -1,5 +1,6 @@
 //! The operators, and what they share: gathering input for a launch, and DataFusion's own node as the CPU's twin.
 pub(crate) mod aggregate;
+pub(crate) mod feed;
 pub(crate) mod join;
 pub(crate) mod sort;
 
@@ -44,6 +45,8 @@ pub(crate) struct Counts {
     pub(crate) gpu_rows: Count,
     /// Input rows that the CPU's twin took.
     pub(crate) cpu_rows: Count,
+    /// Those of the device's that were there already.
+    pub(crate) resident_rows: Count,
 }
 
 impl Counts {
@@ -53,6 +56,7 @@ impl Counts {
             output_rows: MetricBuilder::new(metrics).output_rows(0),
             gpu_rows: count("gpu_rows"),
             cpu_rows: count("cpu_rows"),
+            resident_rows: count("resident_rows"),
         }
     }
 }

@@ -24,10 +24,11 @@ use datafusion::physical_plan::union::UnionExec;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
 use futures::StreamExt as _;
 use rowmill_gpu::device::Device;
+use rowmill_gpu::ops::gather::gather_source;
 use rowmill_gpu::ops::sort::{Sort, SortKey};
 
 use super::{Chunk, Counts, Output, ReplayExec, give_up, halving, one_partition, over};
-use crate::context::GpuContext;
+use crate::context::{GpuContext, Watch};
 use crate::decide::Operator;
 use crate::lower::Reason;
 
@@ -165,6 +166,7 @@ impl ExecutionPlan for GpuSortExec {
             counts,
             context,
             runs: Vec::new(),
+            watch: Watch::default(),
         };
         builder.spawn(run.all(input));
         Ok(builder.build())
@@ -180,6 +182,7 @@ struct Run {
     context: Arc<TaskContext>,
     /// Sorted, each for itself.
     runs: Vec<RecordBatch>,
+    watch: Watch,
 }
 
 impl Run {
@@ -220,7 +223,6 @@ impl Run {
             }
             self.runs.extend(runs);
         }
-        self.counts.gpu_rows.add(self.runs.iter().map(RecordBatch::num_rows).sum());
         let runs = std::mem::take(&mut self.runs);
         if let [run] = runs.as_slice() {
             return self.output.send(run).await.map(drop);
@@ -241,9 +243,12 @@ impl Run {
 
     /// The chunk as sorted runs; `None` where the CPU is to sort.
     async fn sort(&mut self, chunk: &mut Chunk) -> Result<Option<Vec<RecordBatch>>> {
-        if !self.gpu.decide(Operator::Sort, Some(chunk.rows as u64), chunk.bytes as u64).offload && self.runs.is_empty()
-        {
-            return Ok(None);
+        let kernels = || self.query.kernel.sources().into_iter().chain([gather_source()]).collect();
+        let decision = self.gpu.decide_now(Operator::Sort, chunk.rows, chunk.bytes, false, kernels);
+        let offload = decision.offload && self.watch.allows();
+        if !offload {
+            // Once runs are there they are merged with one that the CPU makes: the twin would sort them again.
+            return if self.runs.is_empty() { Ok(None) } else { self.sort_on_cpu(chunk).await.map(Some) };
         }
         let query = Arc::clone(&self.query);
         let (schema, batches) = (Arc::clone(&chunk.schema), chunk.batches.clone());
@@ -252,8 +257,21 @@ impl Run {
             halving(device, &batch, &mut |batch: &RecordBatch| query.sort(device, batch))
         };
         match self.gpu.on_lane(work).await? {
-            Ok(runs) => Ok(Some(runs)),
+            Ok((runs, took)) => {
+                self.watch.saw(Operator::Sort, &decision, took);
+                self.counts.gpu_rows.add(chunk.rows);
+                Ok(Some(runs))
+            }
             Err(error) => give_up("GpuSortExec", &error).map(|()| None),
         }
+    }
+
+    /// The chunk as one sorted run, by the twin.
+    async fn sort_on_cpu(&mut self, chunk: &mut Chunk) -> Result<Vec<RecordBatch>> {
+        self.counts.cpu_rows.add(chunk.rows);
+        let leaf = ReplayExec::rows(&chunk.schema, std::mem::take(&mut chunk.batches), None);
+        let twin = over(&self.query.twin, &mut std::iter::once(leaf))?;
+        let sorted = datafusion::physical_plan::collect(twin, Arc::clone(&self.context)).await?;
+        Ok(vec![arrow::compute::concat_batches(&chunk.schema, &sorted)?])
     }
 }

@@ -90,7 +90,8 @@ impl GpuRule {
             Err(reason) => return Ok(Err(reason)),
         };
         let operator = if keys.is_empty() { Operator::FilterAggregate } else { Operator::GroupBy };
-        let why = match self.decide(operator, &pipeline.base) {
+        let resident = self.is_join_on_device(&pipeline.base)?;
+        let why = match self.decide(operator, &pipeline.base, resident) {
             Ok(why) => why,
             Err(reason) => return Ok(Err(reason)),
         };

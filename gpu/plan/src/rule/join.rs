@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use datafusion::common::{JoinType, NullEquality, Result};
-use datafusion::physical_plan::ExecutionPlan as _;
+use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::joins::{HashJoinExec, PartitionMode};
+use datafusion::physical_plan::projection::ProjectionExec;
 use rowmill_gpu::ops::join::JoinKind;
 
 use super::{GpuRule, Taken, below_moves, lower_over};
@@ -13,9 +15,22 @@ use crate::decide::Operator;
 use crate::exec::ReplayExec;
 use crate::exec::join::{GpuJoinExec, Parts, Query, Side};
 use crate::lower::{Reason, columns_of};
-use crate::pipeline::one_partition;
+use crate::pipeline::{one_partition, passed_through};
 
 impl GpuRule {
+    /// Whether `plan` gives the rows of a join that is taken, so that they are on the device.
+    pub(super) fn is_join_on_device(&self, plan: &Arc<dyn ExecutionPlan>) -> Result<bool> {
+        if let Some(join) = plan.downcast_ref::<HashJoinExec>() {
+            return Ok(self.join(join)?.is_ok());
+        }
+        if let Some(projection) = plan.downcast_ref::<ProjectionExec>()
+            && projection.expr().iter().all(|projected| projected.expr.is::<Column>())
+        {
+            return self.is_join_on_device(projection.input());
+        }
+        passed_through(plan).map_or(Ok(false), |input| self.is_join_on_device(input))
+    }
+
     pub(super) fn join(&self, join: &HashJoinExec) -> Result<Result<Taken, Reason>> {
         if join.filter().is_some() {
             return Ok(Err("it has a condition beside the equal keys".into()));
@@ -76,7 +91,7 @@ impl GpuRule {
             Ok(query) => query,
             Err(reason) => return Ok(Err(reason)),
         };
-        let why = match self.decide(Operator::Join, if left_probes { join.left() } else { join.right() }) {
+        let why = match self.decide(Operator::Join, if left_probes { join.left() } else { join.right() }, false) {
             Ok(why) => why,
             Err(reason) => return Ok(Err(reason)),
         };

@@ -146,7 +146,7 @@ impl GpuRule {
         if changed { with_children(&plan, new) } else { Ok(plan) }
     }
 
-    fn decide(&self, operator: Operator, input: &Arc<dyn ExecutionPlan>) -> Result<String, Reason> {
+    fn decide(&self, operator: Operator, input: &Arc<dyn ExecutionPlan>, resident: bool) -> Result<String, Reason> {
         let statistics = StatisticsContext::new().compute(input.as_ref(), &StatisticsArgs::new()).ok();
         let rows = statistics.and_then(|statistics| match statistics.num_rows {
             Precision::Exact(rows) => Some(rows as u64),
@@ -154,7 +154,7 @@ impl GpuRule {
             _ => None,
         });
         let width: u64 = input.schema().fields().iter().map(|field| width_of(field.data_type())).sum();
-        let decision = self.gpu.decide(operator, rows, rows.unwrap_or(0).saturating_mul(width));
+        let decision = self.gpu.decide(operator, rows, rows.unwrap_or(0).saturating_mul(width), resident);
         if decision.offload { Ok(decision.why) } else { Err(decision.why) }
     }
 }

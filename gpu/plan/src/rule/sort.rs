@@ -41,7 +41,7 @@ impl GpuRule {
             Ok(query) => query,
             Err(reason) => return Ok(Err(reason)),
         };
-        let why = match self.decide(Operator::Sort, sort.input()) {
+        let why = match self.decide(Operator::Sort, sort.input(), false) {
             Ok(why) => why,
             Err(reason) => return Ok(Err(reason)),
         };

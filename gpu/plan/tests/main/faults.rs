@@ -1,5 +1,5 @@
 //! No device, a device that is too small, kernels that do not compile, a device that is lost: the results stay equal.
-use rowmill_gpu_plan::{GpuContext, GpuOptions, GpuRule, GpuUse};
+use rowmill_gpu_plan::{GpuContext, GpuOptions, GpuRule, GpuUse, Measurement, OffloadTable, Operator};
 
 use crate::emulator::{self, Setting};
 use crate::support::{always, assert_same, count, plans, rows, session, text};
@@ -103,23 +103,102 @@ fn twins_do_every_chunk_for_itself() {
     });
 }
 
-/// Few rows do not pay: by the reckoned thresholds they stay on the CPU, which is seen when they are counted.
+/// A device that nobody measured is not slower than the CPU for certain only if it is left alone.
 #[test]
-fn small_inputs_stay_on_the_cpu() {
+fn without_a_measurement_everything_stays_on_the_cpu() {
     let _alone = emulator::alone();
     block_on(async {
-        let (device, _) = compare(GpuOptions { usage: GpuUse::Auto, ..always() }).await;
-        assert_eq!(device, 0);
+        let gpu = GpuContext::new(GpuOptions { usage: GpuUse::Auto, ..always() });
+        let context = session(3000, 2, 9);
+        for sql in QUERIES {
+            let (_, rewritten) = plans(&context, &gpu, sql).await;
+            assert!(!text(&rewritten.plan).contains("Gpu"), "{sql}");
+            assert!(
+                rewritten.notes.iter().any(|note| note.contains("was not measured on this GPU")),
+                "{:?}",
+                rewritten.notes
+            );
+        }
+    });
+}
+
+fn measured(operator: Operator, rows: u64, cpu_ms: f64, device_ms: f64) -> Measurement {
+    Measurement { operator, rows, bytes: rows * 20, cpu_ms, host_ms: device_ms, resident_ms: Some(device_ms / 2.0) }
+}
+
+/// Options with a table of these measurements, in a folder of their own.
+fn with_table(folder: &std::path::Path, measured: Vec<Measurement>) -> GpuOptions {
+    let table = folder.join("offload.json");
+    OffloadTable { device: "CPU emulator".into(), measured }.write(&table).unwrap();
+    let kernels = Some(folder.join("kernels"));
+    GpuOptions { usage: GpuUse::Auto, table: Some(table), kernels, launch_bytes: 4096, ..GpuOptions::default() }
+}
+
+/// By the table: few rows stay where they are, and nobody waits for a kernel: the CPU goes on while it is compiled.
+#[test]
+fn the_table_decides_and_nobody_waits_for_a_kernel() {
+    let _alone = emulator::alone();
+    let folder = tempfile::tempdir().unwrap();
+    let fast = |operator| [measured(operator, 10, 1.0, 2.0), measured(operator, 100, 1e9, 1e3)];
+    let all = Operator::ALL.into_iter().flat_map(fast).collect();
+    let gpu = GpuContext::new(with_table(folder.path(), all));
+    block_on(async {
+        for sql in QUERIES {
+            let small = session(8, 1, 9);
+            let (_, rewritten) = plans(&small, &gpu, sql).await;
+            assert!(!text(&rewritten.plan).contains("Gpu"), "{sql}: {:?}", rewritten.notes);
+            let context = session(3000, 1, 9);
+            let started = std::time::Instant::now();
+            let mut runs = 0;
+            loop {
+                let (plan, rewritten) = plans(&context, &gpu, sql).await;
+                assert!(text(&rewritten.plan).contains("Gpu"), "{sql}: {:?}", rewritten.notes);
+                let expected = rows(&context, &plan).await.unwrap();
+                assert_same(&expected, &rows(&context, &rewritten.plan).await.unwrap(), sql);
+                let on_cpu = count(&rewritten.plan, "cpu_rows");
+                assert!(on_cpu > 0 || runs > 0, "{sql}: the first chunk waited for its kernels");
+                if on_cpu == 0 {
+                    break;
+                }
+                runs += 1;
+                assert!(started.elapsed().as_secs() < 120, "{sql}: its kernels are never ready");
+            }
+        }
+    });
+}
+
+/// A device that breaks the table's word is asked once.
+#[test]
+fn a_device_that_is_slower_than_promised_is_left_alone() {
+    let _alone = emulator::alone();
+    let folder = tempfile::tempdir().unwrap();
+    // A device that takes a millionth of a millisecond, beside a CPU that takes twice that.
+    let liar = |operator| measured(operator, 10, 2e-6, 1e-6);
+    let options = with_table(folder.path(), Operator::ALL.map(liar).to_vec());
+    let gpu = GpuContext::new(options.clone());
+    // Its kernels are there: it is the device that is slow.
+    let warm = GpuContext::new(GpuOptions { usage: GpuUse::Always, ..options });
+    block_on(async {
+        let context = session(3000, 1, 9);
+        for sql in [QUERIES[0], QUERIES[1], QUERIES[3]] {
+            let (_, rewritten) = plans(&context, &warm, sql).await;
+            rows(&context, &rewritten.plan).await.unwrap();
+            let (plan, rewritten) = plans(&context, &gpu, sql).await;
+            let expected = rows(&context, &plan).await.unwrap();
+            assert_same(&expected, &rows(&context, &rewritten.plan).await.unwrap(), sql);
+            let (device, cpu) = (count(&rewritten.plan, "gpu_rows"), count(&rewritten.plan, "cpu_rows"));
+            assert!(device > 0 && cpu > device, "{sql}: {device} on the device, {cpu} on the CPU");
+        }
     });
 }
 
 /// A lost device poisons its process, so this runs in one of its own.
 #[test]
 fn a_lost_device_is_given_up() {
-    if std::env::var("ROWMILL_TEST_POISON").is_err() {
+    if std::env::var("TEST_POISON").is_err() {
         let status = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "faults::a_lost_device_is_given_up"])
-            .env("ROWMILL_TEST_POISON", "1")
+            .env("TEST_POISON", "1")
             .env("GPU_EMU_FAIL_LAUNCH", "1")
             .status()
             .unwrap();

@@ -6,7 +6,7 @@ use rowmill_gpu::Result;
 use rowmill_gpu::batch::DeviceBatch;
 use rowmill_gpu::device::Device;
 use rowmill_gpu::expr::{BinaryOp, column, literal};
-use rowmill_gpu::measure::{Bandwidths, bandwidths, best_ms};
+use rowmill_gpu::measure::{Bandwidths, bandwidths, best_ms, product_gflops};
 use rowmill_gpu::ops::aggregate::{Aggregate, AggregateFunction};
 use rowmill_gpu::ops::filter_aggregate::FilterAggregate;
 use rowmill_gpu::ops::group_by::GroupBy;
@@ -23,8 +23,8 @@ struct Measure {
     name: String,
     rows: usize,
     ms: f64,
-    /// Bytes that had to be read, at least.
-    bytes: f64,
+    /// Bytes that had to be read, at least; or multiplications and additions that had to be done.
+    work: f64,
     /// The yardstick's name and bandwidth.
     against: (&'static str, f64),
 }
@@ -37,12 +37,13 @@ pub(crate) struct Report {
 }
 
 impl Measure {
-    fn gigabytes_per_s(&self) -> f64 {
-        self.bytes / self.ms / 1e6
+    /// 10^9 per second.
+    fn rate(&self) -> f64 {
+        self.work / self.ms / 1e6
     }
 
     fn share(&self) -> f64 {
-        self.gigabytes_per_s() / self.against.1
+        self.rate() / self.against.1
     }
 }
 
@@ -50,8 +51,9 @@ impl Report {
     pub(crate) fn print(&self) {
         let b = &self.bandwidths;
         println!("\ncopy {:.0} GB/s, link to device {:.1} GB/s, to host {:.1} GB/s", b.copy, b.to_device, b.to_host);
+        println!("G/s: gigabytes, or 10^9 multiplications and additions beside the product");
         println!("a kernel: {:.1} ms cold, {:.3} ms from the cache\n", self.compile_ms.0, self.compile_ms.1);
-        println!("{:<34} {:>12} {:>10} {:>9} {:>9} {:>8}", "operator", "rows", "ms", "M rows/s", "GB/s", "share");
+        println!("{:<34} {:>12} {:>10} {:>9} {:>9} {:>8}", "operator", "rows", "ms", "M rows/s", "G/s", "share");
         for m in &self.measures {
             println!(
                 "{:<34} {:>12} {:>10.3} {:>9.0} {:>9.1} {:>6.1}% of {}",
@@ -59,7 +61,7 @@ impl Report {
                 m.rows,
                 m.ms,
                 m.rows as f64 / m.ms / 1e3,
-                m.gigabytes_per_s(),
+                m.rate(),
                 m.share() * 100.0,
                 m.against.0
             );
@@ -72,7 +74,7 @@ impl Report {
             .iter()
             .map(|m| {
                 json!({
-                    "operator": m.name, "rows": m.rows, "ms": m.ms, "gb_per_s": m.gigabytes_per_s(),
+                    "operator": m.name, "rows": m.rows, "ms": m.ms, "rate": m.rate(),
                     "against": m.against.0, "share": m.share(),
                 })
             })
@@ -102,10 +104,10 @@ pub(crate) fn all(device: &Arc<Device>, rows: usize) -> Result<Report> {
     let cold = start.elapsed().as_secs_f64() * 1000.0;
     let cached = best_ms(|| query.run(device, &resident.clone()).map(|_| ()))?;
     let bytes = query.row_bytes()? * rows as f64;
-    measures.push(Measure { name: "filter + sum, resident".into(), rows, ms: cached, bytes, against: copy });
+    measures.push(Measure { name: "filter + sum, resident".into(), rows, ms: cached, work: bytes, against: copy });
     let ms = best_ms(|| query.run_host(device, &batch).map(|_| ()))?;
     let link = ("link", bandwidths.to_device);
-    measures.push(Measure { name: "filter + sum, from host".into(), rows, ms, bytes, against: link });
+    measures.push(Measure { name: "filter + sum, from host".into(), rows, ms, work: bytes, against: link });
     drop(resident);
 
     for exponent in [0, 4, 8, 10, 12, 16, 20, 23] {
@@ -119,7 +121,7 @@ pub(crate) fn all(device: &Arc<Device>, rows: usize) -> Result<Report> {
         let resident = query.upload(device, &batch)?;
         let ms = best_ms(|| query.run(device, &resident).map(|_| ()))?;
         let bytes = query.row_bytes()? * rows as f64;
-        measures.push(Measure { name: format!("group by, {groups} groups"), rows, ms, bytes, against: copy });
+        measures.push(Measure { name: format!("group by, {groups} groups"), rows, ms, work: bytes, against: copy });
     }
     search(device, rows, copy, &mut measures)?;
     move_rows(device, rows, copy, &mut measures)?;
@@ -146,17 +148,19 @@ fn search(device: &Arc<Device>, rows: usize, copy: (&'static str, f64), measures
     let (dims, width) = (768, 2);
     let vectors = (rows * 32 / (dims * width)).max(1);
     let corpus = GpuCorpus::upload(device, &data::embeddings(vectors, dims, true, 3), Metric::Dot)?;
-    let all = data::embeddings(256, dims, true, 4);
-    for asked in [1, 8, 64, 256] {
-        let queries = all.slice(0, asked);
+    let all = data::embeddings(512, dims, true, 4);
+    let product = product_gflops(device)?.map(|rate| ("the bf16 product", rate));
+    for asked in [1_u16, 8, 64, 256, 512] {
+        let queries = all.slice(0, usize::from(asked));
         let ms = best_ms(|| corpus.search(&queries, 10).map(|_| ()))?;
-        let bytes = (vectors * dims * width) as f64;
-        measures.push(Measure {
-            name: format!("top-10 of bf16 x 768, {asked} queries"),
-            rows: vectors,
-            ms,
-            bytes,
-            against: copy,
+        let values = (vectors * dims) as f64;
+        let name = format!("top-10 of bf16 x 768, {asked} queries");
+        // Few queries read the corpus once; many are a product of matrices.
+        measures.push(match product.filter(|_| asked > 8) {
+            Some(product) => {
+                Measure { name, rows: vectors, ms, work: 2.0 * values * f64::from(asked), against: product }
+            }
+            None => Measure { name, rows: vectors, ms, work: values * width as f64, against: copy },
         });
     }
     Ok(())
@@ -169,7 +173,7 @@ fn move_rows(device: &Arc<Device>, rows: usize, copy: (&'static str, f64), measu
     let query = Sort::try_new(batch.schema(), vec![key], None)?;
     let ms = best_ms(|| query.run(device, &resident).and_then(|_| device.synchronize()))?;
     let bytes = rows as f64 * 16.0;
-    measures.push(Measure { name: "sort by an i64, 16 B rows".into(), rows, ms, bytes, against: copy });
+    measures.push(Measure { name: "sort by an i64, 16 B rows".into(), rows, ms, work: bytes, against: copy });
 
     let domain = (rows as u64 / 4).max(1);
     let (left, right) =
@@ -177,6 +181,6 @@ fn move_rows(device: &Arc<Device>, rows: usize, copy: (&'static str, f64), measu
     let (l, r) = (DeviceBatch::upload(device, &left)?, DeviceBatch::upload(device, &right)?);
     let query = Join::try_new(left.schema(), right.schema(), vec![(column(0), column(0))], JoinKind::Inner)?;
     let ms = best_ms(|| query.run(device, &l, &r).and_then(|_| device.synchronize()))?;
-    measures.push(Measure { name: "inner join, 4 : 1 rows".into(), rows, ms, bytes: bytes * 1.25, against: copy });
+    measures.push(Measure { name: "inner join, 4 : 1 rows".into(), rows, ms, work: bytes * 1.25, against: copy });
     Ok(())
 }

@@ -6,20 +6,19 @@
 //!
 //! Never a result: null rows, rows whose score is NaN (a NaN inside, or a cosine with a vector of zeros). So a query may
 //! have fewer than `k` results.
+mod corpus;
 pub mod cpu;
 pub mod gpu;
 mod simd;
-
-use std::sync::{Arc, OnceLock};
 
 use arrow::array::{Array, AsArray, FixedSizeListArray};
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::{DataType, Float16Type, Float32Type, UInt16Type};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use rayon::prelude::*;
 
-use crate::device::Device;
+pub use corpus::Corpus;
+
 use crate::error::{Error, Result};
 
 /// What "similar" means.
@@ -40,75 +39,6 @@ pub struct Neighbour {
     pub row: u32,
     /// The cosine, the dot product or the distance.
     pub score: f32,
-}
-
-/// A corpus that is searched on a device where there is one, and on the CPU where there is none or the device has no
-/// room, no kernel for the request, or was lost.
-pub struct Corpus {
-    list: FixedSizeListArray,
-    vectors: Vectors,
-    metric: Metric,
-    on_device: Option<gpu::GpuCorpus>,
-    on_cpu: OnceLock<cpu::CpuCorpus>,
-}
-
-impl Corpus {
-    /// Takes a column of embeddings and puts it on `device` if it is given and has room.
-    ///
-    /// # Errors
-    /// As for a column that is not a list of floats.
-    pub fn try_new(list: &FixedSizeListArray, metric: Metric, device: Option<&Arc<Device>>) -> Result<Self> {
-        let on_device = match device.map(|device| gpu::GpuCorpus::upload(device, list, metric)) {
-            Some(Err(error)) if error.falls_back_to_cpu() => {
-                tracing::warn!(%error, "the corpus stays in memory; it is searched on the CPU");
-                None
-            }
-            other => other.transpose()?,
-        };
-        let vectors = Vectors::try_new(list)?;
-        let corpus = Self { list: list.clone(), vectors, metric, on_device, on_cpu: OnceLock::new() };
-        if corpus.on_device.is_none() {
-            corpus.cpu()?;
-        }
-        Ok(corpus)
-    }
-
-    /// Whether the corpus is on a device.
-    pub fn is_on_device(&self) -> bool {
-        self.on_device.is_some()
-    }
-
-    /// The `k` best rows of each query, best first.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] when the queries' dimensions are not the corpus's.
-    pub fn search(&self, queries: &FixedSizeListArray, k: usize) -> Result<Vec<Vec<Neighbour>>> {
-        if let Some(on_device) = &self.on_device {
-            match on_device.search(queries, k) {
-                Err(error) if error.falls_back_to_cpu() => {
-                    tracing::warn!(%error, "a search is finished on the CPU");
-                }
-                found => {
-                    let queries = check_queries(queries, self.vectors.dims)?;
-                    let mut found = found?;
-                    found.par_iter_mut().enumerate().for_each_init(Vec::new, |scratch, (query, found)| {
-                        let query = queries.f32_rows(query, 1, scratch);
-                        score_again(&self.vectors, self.metric, query, found);
-                    });
-                    return Ok(found);
-                }
-            }
-        }
-        self.cpu()?.search(queries, k)
-    }
-
-    fn cpu(&self) -> Result<&cpu::CpuCorpus> {
-        if let Some(corpus) = self.on_cpu.get() {
-            return Ok(corpus);
-        }
-        let made = cpu::CpuCorpus::try_new(&self.list, self.metric)?;
-        Ok(self.on_cpu.get_or_init(|| made))
-    }
 }
 
 /// Vectors of one length in one buffer.
@@ -158,6 +88,18 @@ impl Vectors {
             other => return Err(Error::Unsupported(format!("embeddings of {other}"))),
         };
         Ok(Self { values, rows, dims, nulls: list.nulls().cloned() })
+    }
+
+    /// Rows `from..from + count` by themselves.
+    pub(crate) fn part(&self, from: usize, count: usize) -> Self {
+        let range = (from * self.dims, count * self.dims);
+        let values = match &self.values {
+            Values::F32(values) => Values::F32(values.slice(range.0, range.1)),
+            Values::F16(values) => Values::F16(values.slice(range.0, range.1)),
+            Values::Bf16(values) => Values::Bf16(values.slice(range.0, range.1)),
+        };
+        let nulls = self.nulls.as_ref().map(|nulls| nulls.slice(from, count));
+        Self { values, rows: count, dims: self.dims, nulls }
     }
 
     pub(crate) fn is_valid(&self, row: usize) -> bool {

@@ -8,17 +8,22 @@
 //! wrap in 128 bits, averages of integers are averages of doubles, min and max follow IEEE totalOrder. By group they
 //! follow the order of the rows where there is a NaN or a -0.0; no kernel does, so those fail with
 //! [`DataFault::Unordered`].
+mod values;
+mod words;
+
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayData, ArrayRef, AsArray, Decimal128Array, Float64Array, Int64Array, UInt64Array, make_array,
-};
-use arrow::buffer::{BooleanBuffer, Buffer, NullBuffer};
-use arrow::datatypes::{DataType, Decimal128Type, Field, Float32Type, Float64Type, Int64Type, Schema, UInt64Type};
+use arrow::array::{Array, ArrayRef, Decimal128Array, Float64Array, Int64Array, UInt64Array};
+use arrow::buffer::{BooleanBuffer, NullBuffer};
+use arrow::datatypes::{DataType, Field, Schema};
 
 use crate::error::{DataFault, Error, Result};
 use crate::expr::cuda::Value;
 use crate::expr::{GpuExpr, Physical};
+
+use values::{from_ordered, has_unordered, take_values};
+use words::{Take, join, push, read, write};
+pub(crate) use words::{Word, WordOp};
 
 /// An aggregate function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,83 +60,6 @@ impl Aggregate {
     /// `count(*) AS name`.
     pub fn count_rows(name: impl Into<String>) -> Self {
         Self { function: AggregateFunction::Count, argument: None, name: name.into() }
-    }
-}
-
-/// How an accumulator takes a value in; the kernels have a struct of the same name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WordOp {
-    AddU64,
-    AddF64,
-    MinU64,
-    MaxU64,
-    AddI128,
-    MinI128,
-    MaxI128,
-}
-
-/// What is taken from an argument.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Take {
-    One,
-    Integer,
-    Double,
-    Ordered,
-    Wide,
-}
-
-/// One accumulator.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Word {
-    pub(crate) op: WordOp,
-    argument: Option<usize>,
-    take: Take,
-    /// Its first 64-bit word in a state.
-    pub(crate) offset: usize,
-}
-
-impl WordOp {
-    pub(crate) fn is_wide(self) -> bool {
-        matches!(self, Self::AddI128 | Self::MinI128 | Self::MaxI128)
-    }
-
-    /// 64-bit words.
-    fn width(self) -> usize {
-        if self.is_wide() { 2 } else { 1 }
-    }
-
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::AddU64 => "AddU64",
-            Self::AddF64 => "AddF64",
-            Self::MinU64 => "MinU64",
-            Self::MaxU64 => "MaxU64",
-            Self::AddI128 => "AddI128",
-            Self::MinI128 => "MinI128",
-            Self::MaxI128 => "MaxI128",
-        }
-    }
-
-    fn identity(self) -> i128 {
-        match self {
-            Self::AddU64 | Self::AddF64 | Self::MaxU64 | Self::AddI128 => 0,
-            Self::MinU64 => i128::from(u64::MAX),
-            Self::MinI128 => i128::MAX,
-            Self::MaxI128 => i128::MIN,
-        }
-    }
-
-    fn combine(self, a: i128, b: i128) -> i128 {
-        let (x, y) = (a as u64, b as u64);
-        match self {
-            Self::AddU64 => i128::from(x.wrapping_add(y)),
-            Self::AddF64 => i128::from((f64::from_bits(x) + f64::from_bits(y)).to_bits()),
-            Self::MinU64 => i128::from(x.min(y)),
-            Self::MaxU64 => i128::from(x.max(y)),
-            Self::AddI128 => a.wrapping_add(b),
-            Self::MinI128 => a.min(b),
-            Self::MaxI128 => a.max(b),
-        }
     }
 }
 
@@ -381,124 +309,4 @@ fn average_decimals(sums: impl Iterator<Item = i128>, counts: &[u64], output: &O
             Ok(average.filter(|average| average.abs() < bound).ok_or(DataFault::Overflow)?)
         })
         .collect()
-}
-
-fn join(low: u64, high: u64) -> i128 {
-    i128::from(high as i64) << 64 | i128::from(low)
-}
-
-fn push(state: &mut Vec<u64>, op: WordOp, value: i128) {
-    state.push(value as u64);
-    if op.is_wide() {
-        state.push((value >> 64) as u64);
-    }
-}
-
-fn read(state: &[u64], word: &Word) -> i128 {
-    match word.op.is_wide() {
-        true => join(state[word.offset], state[word.offset + 1]),
-        false => i128::from(state[word.offset]),
-    }
-}
-
-fn write(state: &mut [u64], word: &Word, value: i128) {
-    state[word.offset] = value as u64;
-    if word.op.is_wide() {
-        state[word.offset + 1] = (value >> 64) as u64;
-    }
-}
-
-/// An array's values as accumulators take them.
-fn take_values(array: &dyn Array, take: Take) -> Result<Vec<i128>> {
-    Ok(match take {
-        Take::One => vec![1; array.len()],
-        Take::Integer if array.data_type().is_unsigned_integer() => {
-            let wide = arrow::compute::cast(array, &DataType::UInt64)?;
-            wide.as_primitive::<UInt64Type>().values().iter().map(|&v| i128::from(v)).collect()
-        }
-        Take::Integer => {
-            let wide = arrow::compute::cast(array, &DataType::Int64)?;
-            wide.as_primitive::<Int64Type>().values().iter().map(|&v| i128::from(v as u64)).collect()
-        }
-        Take::Double => {
-            let wide = arrow::compute::cast(array, &DataType::Float64)?;
-            wide.as_primitive::<Float64Type>().values().iter().map(|&v| i128::from(v.to_bits())).collect()
-        }
-        Take::Wide => array.as_primitive::<Decimal128Type>().values().to_vec(),
-        Take::Ordered => to_ordered(array)?.into_iter().map(i128::from).collect(),
-    })
-}
-
-/// Whether an array of floats holds a NaN or a -0.0.
-fn has_unordered(array: &dyn Array) -> bool {
-    let unordered = |value: f64| value.is_nan() || value == 0.0 && value.is_sign_negative();
-    match array.data_type() {
-        DataType::Float32 => array.as_primitive::<Float32Type>().iter().flatten().any(|v| unordered(f64::from(v))),
-        DataType::Float64 => array.as_primitive::<Float64Type>().iter().flatten().any(unordered),
-        _ => false,
-    }
-}
-
-/// Maps values to unsigned words of the same order (floats: IEEE totalOrder). Nulls map to anything.
-pub(crate) fn to_ordered(array: &dyn Array) -> Result<Vec<u64>> {
-    let physical = Physical::try_from(array.data_type())?;
-    Ok(match physical {
-        Physical::Bool => array.as_boolean().values().iter().map(u64::from).collect(),
-        Physical::F32 => {
-            let values = array.as_primitive::<Float32Type>().values();
-            let order = |v: &f32| v.to_bits() ^ if v.to_bits() >> 31 == 1 { u32::MAX } else { 1 << 31 };
-            values.iter().map(|v| u64::from(order(v))).collect()
-        }
-        Physical::F64 => {
-            let values = array.as_primitive::<Float64Type>().values();
-            values.iter().map(|v| v.to_bits() ^ if v.to_bits() >> 63 == 1 { u64::MAX } else { 1 << 63 }).collect()
-        }
-        _ => {
-            let signed = !matches!(physical, Physical::U8 | Physical::U16 | Physical::U32 | Physical::U64);
-            let flip = if signed { 1 << 63 } else { 0 };
-            let data = array.to_data();
-            let width = physical.bytes();
-            let bytes = &data.buffers()[0].as_slice()[data.offset() * width..];
-            (0..array.len()).map(|row| sign_extended(&bytes[row * width..(row + 1) * width], signed) ^ flip).collect()
-        }
-    })
-}
-
-/// The low 64 bits of a little-endian integer.
-fn sign_extended(bytes: &[u8], signed: bool) -> u64 {
-    let mut word = [if signed && bytes[bytes.len() - 1] >> 7 == 1 { 0xff } else { 0 }; 8];
-    let length = bytes.len().min(8);
-    word[..length].copy_from_slice(&bytes[..length]);
-    u64::from_le_bytes(word)
-}
-
-/// The inverse of [`to_ordered`], as an array.
-fn from_ordered(data_type: &DataType, words: &[u64], nulls: Option<NullBuffer>) -> Result<ArrayRef> {
-    let physical = Physical::try_from(data_type)?;
-    let builder = ArrayData::builder(data_type.clone()).len(words.len()).nulls(nulls);
-    let buffer: Buffer = match physical {
-        Physical::Bool => BooleanBuffer::collect_bool(words.len(), |row| words[row] != 0).into_inner(),
-        Physical::F32 => {
-            let back = |word: u64| (word as u32) ^ if word >> 31 & 1 == 1 { 1 << 31 } else { u32::MAX };
-            Buffer::from_vec(words.iter().map(|&word| back(word)).collect::<Vec<u32>>())
-        }
-        Physical::F64 => {
-            let back = |word: u64| word ^ if word >> 63 == 1 { 1 << 63 } else { u64::MAX };
-            Buffer::from_vec(words.iter().map(|&word| back(word)).collect::<Vec<u64>>())
-        }
-        Physical::I128 => {
-            Buffer::from_vec(words.iter().map(|&word| i128::from((word ^ 1 << 63) as i64)).collect::<Vec<i128>>())
-        }
-        _ => {
-            let signed = !matches!(physical, Physical::U8 | Physical::U16 | Physical::U32 | Physical::U64);
-            let flip = if signed { 1 << 63 } else { 0 };
-            let width = physical.bytes();
-            let mut bytes = Vec::with_capacity(words.len() * width);
-            for word in words {
-                bytes.extend_from_slice(&(word ^ flip).to_le_bytes()[..width]);
-            }
-            Buffer::from_slice_ref(bytes)
-        }
-    };
-    Ok(make_array(builder.add_buffer(buffer).build()?))
 }
