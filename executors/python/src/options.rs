@@ -180,6 +180,9 @@ pub struct PythonOptions {
     pub group_timeout: Option<Duration>,
     /// How long the function may take to load: imports, models.
     pub start_timeout: Duration,
+    /// Whether columns travel through memory that the processes share; through pipes otherwise, and where the system has
+    /// no such memory.
+    pub shared_memory: bool,
     /// The largest answer.
     pub max_answer_bytes: usize,
     /// The size of groups, and how many processes.
@@ -212,6 +215,7 @@ impl PythonOptions {
             limits: Limits::default(),
             group_timeout: None,
             start_timeout: Duration::from_secs(600),
+            shared_memory: true,
             max_answer_bytes: 1 << 30,
             target: BatchTarget {
                 rows: 4096,

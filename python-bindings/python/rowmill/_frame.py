@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 from . import _native
 from ._display import in_notebook, schema_html, table_html, table_text
@@ -14,6 +14,16 @@ if TYPE_CHECKING:
     import pandas
     import polars
     import pyarrow
+
+
+class Collected(NamedTuple):
+    """What :meth:`DataFrame.collect_with_failures` gives."""
+
+    #: The rows of the frame.
+    rows: pyarrow.Table
+    #: By step, the rows that it put aside: their columns, then `error_outcome`, `error_code`, `error_message`,
+    #: `error_status`, `error_attempts` and `error_details` (JSON: a traceback, what a process printed).
+    failures: dict[str, pyarrow.Table]
 
 
 class DataFrame:
@@ -73,6 +83,24 @@ class DataFrame:
         return pyarrow.table(self._native.collect())
 
     to_arrow = collect
+
+    def collect_with_failures(self) -> Collected:
+        """All rows, and beside them those that steps with `on_error="dead_letter"` put aside, by the steps' names.
+
+        `rows, failures = frame.collect_with_failures()`: what failed can be corrected and sent through again, as
+        `rowmill.from_arrow(failures["score"])`. Other ways to compute such a frame leave these rows out, with a
+        :class:`rowmill.RowmillWarning` that says how many.
+        """
+        import pyarrow
+
+        rows, aside = _native.collect_with_failures(self._native)
+        failures: dict[str, pyarrow.Table] = {}
+        for name, batches in aside:
+            at, unique = 2, name
+            while unique in failures:
+                at, unique = at + 1, f"{name}_{at}"
+            failures[unique] = pyarrow.table(batches)
+        return Collected(pyarrow.table(rows), failures)
 
     def to_batches(self) -> Iterator[pyarrow.RecordBatch]:
         """Batches as they are computed; a few wait at most. Leaving the loop early ends the query."""
