@@ -39,7 +39,9 @@ impl PutAside {
         scratch: &Arc<Scratch>,
     ) -> Result<PutAside> {
         let twice = |name: String| {
-            plan_datafusion_err!("`{step}`: rows that it puts aside get a column `{name}`, and have one already; rename it")
+            plan_datafusion_err!(
+                "`{step}`: rows that it puts aside get a column `{name}`, and have one already; rename it"
+            )
         };
         Ok(PutAside {
             step: step.to_owned(),

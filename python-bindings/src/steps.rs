@@ -31,7 +31,10 @@ pub(crate) fn look_around(py: Python<'_>) -> PyResult<()> {
     // What is no text (a path object) is passed over, as imports do.
     let folders = folders.iter().filter_map(|folder| folder.extract::<String>().ok());
     let folders = folders.map(|folder| if folder.is_empty() { here.display().to_string() } else { folder });
-    shared(py)?.program.look_in(folders.collect());
+    let program = shared(py)?.program.clone();
+    program.look_in(folders.collect());
+    let logging = py.import("rowmill._functions")?.getattr("logging_of")?.call0()?;
+    program.log_as(crate::workers::logging(&logging)?);
     Ok(())
 }
 

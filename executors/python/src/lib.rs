@@ -7,7 +7,7 @@
 //! ```
 //! | direction | head | body |
 //! |---|---|---|
-//! | → first | `{"function", "check", "kind", "what", "flavors", "given", "fan_out", "arguments", "many", "in_flight", "sys_path", "pickle_bytes", "shared"}` | the schema of the answer as an Arrow IPC stream, then the pickle |
+//! | → first | `{"function", "check", "kind", "what", "flavors", "given", "fan_out", "arguments", "many", "in_flight", "sys_path", "pickle_bytes", "shared", "logging"}` | the schema of the answer as an Arrow IPC stream, then the pickle |
 //! | ← | `{"ready": true, "kind", "unshared"}`, or `{"failed": {...}}` where the function cannot be loaded | |
 //! | → group | `{"rows", "at", "held"}` | an Arrow IPC stream of one batch |
 //! | ← | `{"failures": [[row, {"type", "message", "traceback", "retryable"}]], "at", "held"}`, or `{"failed": {...}}` | an Arrow IPC stream of one batch, with a first column `__row` where not every item has exactly one row |
@@ -31,5 +31,5 @@ mod step;
 mod wire;
 
 pub use factory::{BROUGHT, Program, PythonFactory};
-pub use options::{Function, Kind, Limits, OptionsError, Output, PythonOptions, Worker};
+pub use options::{Function, Kind, Limits, Logging, OptionsError, Output, PythonOptions, Worker};
 pub use step::PythonStep;

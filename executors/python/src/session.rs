@@ -97,6 +97,7 @@ impl PythonSession {
             "in_flight": options.in_flight,
             "sys_path": options.sys_path,
             "pickle_bytes": pickle.len(),
+            "logging": options.logging.as_ref().map(|of| json!({"level": of.level, "format": of.format})),
             "shared": process.shared.as_ref().map(Shared::to_json),
         });
         let body = [schema.as_slice(), pickle].concat();
@@ -181,8 +182,7 @@ impl PythonSession {
             None => encode(&batch.columns, &self.sent).map_err(unsent)?,
         };
         let held = process.shared.as_mut().map(Shared::held);
-        let frame =
-            Frame::new(&json!({"rows": batch.rows(), "at": place.map(Place::to_json), "held": held}), body);
+        let frame = Frame::new(&json!({"rows": batch.rows(), "at": place.map(Place::to_json), "held": held}), body);
         usage.calls += 1;
         usage.sent_bytes += frame.bytes() as u64 + place.map_or(0, Place::length);
         let silent = self.options.group_timeout.map(|timeout| (Instant::now() + timeout, true));
@@ -209,6 +209,9 @@ impl PythonSession {
         match decode(body) {
             Ok(output) => match self.assemble(&head, &output, batch.rows()) {
                 Ok(reply) => {
+                    if reply.failures.iter().any(|(_, failure)| ran_out_of_memory(failure)) {
+                        return self.out_of_memory(process, reply, batch.rows());
+                    }
                     self.idle = Some(process);
                     Ok(reply)
                 }
@@ -269,6 +272,19 @@ impl PythonSession {
         Ok(BatchReply { output, source_rows, skipped: Vec::new(), failures, usage: Usage::default() })
     }
 
+    /// A function that leaks fills its process, and then every row fails: the process goes. Where rows may be sent again
+    /// they are, in smaller groups, until those that need too much stand alone.
+    fn out_of_memory(&self, process: Process, reply: BatchReply, rows: usize) -> Result<BatchReply, Failure> {
+        drop(process);
+        let first = reply.failures.iter().find(|(_, failure)| ran_out_of_memory(failure));
+        match first {
+            Some((_, failure)) if rows > 1 && self.options.effects != Effects::Once => {
+                Err(failure.clone().sent(Sent::Maybe))
+            }
+            _ => Ok(reply),
+        }
+    }
+
     /// Sends items one at a time: when the process dies it is known which item it was about.
     async fn one_by_one(&mut self, batch: &ItemBatch) -> Result<BatchReply, Failure> {
         let fans_out = self.options.cardinality() == Cardinality::FanOut;
@@ -286,9 +302,11 @@ impl PythonSession {
                 Err(failure) => failures.push((row, failure)),
             }
             let over = batch.deadline.is_some_and(|deadline| Instant::now() >= deadline);
-            if over || batch.cancel.is_cancelled() {
+            let ends = self.options.stop_at_failure && !failures.is_empty();
+            if over || ends || batch.cancel.is_cancelled() {
                 let (code, text) = match over {
                     true => (FailureCode::Timeout, "its group's time was over before it was sent"),
+                    false if ends => (FailureCode::Cancelled, "not sent, for an item before it failed"),
                     false => (FailureCode::Cancelled, "cancelled before it was sent"),
                 };
                 let rest = (row + 1)..batch.rows() as u32;
@@ -302,6 +320,11 @@ impl PythonSession {
         let source_rows = fans_out.then_some(owners);
         Ok(BatchReply { output, source_rows, skipped: Vec::new(), failures, usage })
     }
+}
+
+/// Whether what was raised says that memory was used up.
+fn ran_out_of_memory(failure: &Failure) -> bool {
+    failure.message() == "MemoryError" || failure.message().starts_with("MemoryError: ")
 }
 
 fn strict_cast(column: &ArrayRef, kind: &arrow::datatypes::DataType, name: &str) -> Result<ArrayRef, String> {

@@ -153,7 +153,8 @@ impl Shared {
     /// The smallest free segment of so many bytes, by its number; a new one where there is room for one.
     fn free(&mut self, bytes: u64) -> io::Result<Option<usize>> {
         let fits = |at: &usize| self.segments.get(*at).is_some_and(|of| of.free && of.capacity >= bytes);
-        let smallest = (0..self.segments.len()).filter(fits).min_by_key(|at| self.segments.get(*at).map(|of| of.capacity));
+        let smallest =
+            (0..self.segments.len()).filter(fits).min_by_key(|at| self.segments.get(*at).map(|of| of.capacity));
         if smallest.is_some() {
             return Ok(smallest);
         }

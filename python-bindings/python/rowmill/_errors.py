@@ -96,9 +96,11 @@ def from_raised(text: str, cause: BaseException) -> BaseException:
         return cause
     if isinstance(cause, RowmillError):
         return cause
+    from ._functions import trimmed
+
     report = {"code": "RM0600", "severity": "error", "fault": "data", "message": text, "help": []}
     error = StepError(text, [report], "data")
-    error.__cause__ = cause
+    error.__cause__ = trimmed(cause)
     return error
 
 

@@ -21,6 +21,7 @@ from ._functions import (
     flavors_of,
     hints_of,
     kind_of,
+    logging_of,
     parameters_of,
     schema_of,
     type_of,
@@ -188,7 +189,7 @@ class Step:
             "worker": os.path.join(os.path.dirname(os.path.abspath(__file__)), "_worker.py"),
             "sys_path": [path or os.getcwd() for path in sys.path], "many": self.many,
             "flavors": [self._flavors.get(name, "arrow") for name in reads], "in_flight": self.in_flight,
-            "memory_bytes": self._memory, "timeout_s": self.options.get("timeout"),
+            "memory_bytes": self._memory, "timeout_s": self.options.get("timeout"), "logging": logging_of(),
         }  # fmt: skip
 
     def _in_workflow(self, source: str, resources: str | None) -> dict[str, Any]:
@@ -223,16 +224,26 @@ class Step:
             return ""
 
     def _pickle(self) -> bytes:
+        import sys
+
         import cloudpickle
 
-        return cloudpickle.dumps(self.function)
+        # In a process that multiprocessing spawned, the program's own file is a module that nobody else can import.
+        spawned = sys.modules.get("__mp_main__")
+        if spawned is None or spawned.__name__ != "__mp_main__":
+            return cloudpickle.dumps(self.function)
+        cloudpickle.register_pickle_by_value(spawned)
+        try:
+            return cloudpickle.dumps(self.function)
+        finally:
+            cloudpickle.unregister_pickle_by_value(spawned)
 
     def _travelling(self) -> str | bytes:
         """How a worker finds the function: by module and name, where that leads to it, or pickled."""
         import importlib
 
         module, path = getattr(self.function, "__module__", None), getattr(self.function, "__qualname__", "")
-        if module and module != "__main__" and "<" not in path:
+        if module and module not in ("__main__", "__mp_main__") and "<" not in path:
             try:
                 found: Any = importlib.import_module(module)
                 for part in path.split("."):

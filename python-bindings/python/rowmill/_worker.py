@@ -71,6 +71,7 @@ def load(head: dict[str, Any], body: memoryview) -> Any:
     and no more, what a class needs is not made."""
     split = len(body) - head["pickle_bytes"]
     schema = pa.ipc.open_stream(pa.py_buffer(body[:split])).schema
+    _functions.start_logging(head.get("logging"))
     sys.path[:0] = head["sys_path"]
     if head["function"] is None:
         import pickle
@@ -143,11 +144,16 @@ def serve(source: BinaryIO, sink: BinaryIO) -> int:
         frame = read_frame(source)
         if frame is None:
             return 0
-        head, body = work(step, *frame, shared)
-        del frame
-        if shared is not None:
-            head["held"] = shared.held()
-        write_frame(sink, head, body)
+        try:
+            head, body = work(step, *frame, shared)
+            del frame
+            if shared is not None:
+                head["held"] = shared.held()
+            write_frame(sink, head, body)
+        except MemoryError:
+            # There is no room left to say more; who started this process starts another one.
+            os.write(2, b"MemoryError: the worker process has used up its memory\n")
+            os._exit(1)
 
 
 def main() -> int:
