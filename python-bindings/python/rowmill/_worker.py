@@ -36,7 +36,7 @@ else:
         return module
 
     _functions = _beside("rowmill_functions", "_functions/__init__.py", os.path.join(_here, "_functions"))
-    Shared = _beside("rowmill_shared", "_shared.py").Shared
+    Shared = _beside("rowmill_shared", "_shared.py").Shared  # type: ignore[misc]
 
 MAGIC = b"RMW1"
 PREFIX = struct.Struct("<4sIQ")
