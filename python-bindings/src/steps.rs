@@ -6,7 +6,8 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use rowmill::spec::{
-    Effects, ItemPolicy, Limit, MaxErrors, PythonGiven, PythonStep, ResourceClass, Resources, Retry, Spanned, Value,
+    Effects, ItemPolicy, Limit, MaxErrors, PythonGiven, PythonStep, Rate, ResourceClass, Resources, Retry, Spanned,
+    Value,
 };
 use rowmill_engine::types::{logical_name, logical_type};
 use rowmill_step_python::BROUGHT;
@@ -63,6 +64,9 @@ pub(crate) fn python(said: &Bound<'_, PyDict>) -> PyResult<(PythonStep, ItemPoli
     }
     if let Some(calls) = count("calls")? {
         step = step.calls(calls);
+    }
+    if let Some((calls, seconds)) = get("rate")?.extract::<Option<(u64, u32)>>()? {
+        step = step.rate_limit(Rate { calls, seconds });
     }
     if let Some(bytes) = count("memory_bytes")? {
         step.memory = Some(Spanned::bare(Limit::Most(bytes)));

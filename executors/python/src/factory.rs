@@ -150,6 +150,10 @@ impl StepFactory for PythonFactory {
         options.logging = self.program.logging();
         // Who asks for retries of a function means its exceptions: nothing else tells of what passes.
         options.raised_passes = step.items.retry.is_some();
+        if let Some(rate) = &python.rate_limit {
+            // A group leaves together, so it holds no more than may leave in a tenth of a second.
+            options.target.rows = options.target.rows.min((rate.value.per_second() / 10.0) as usize).max(1);
+        }
         options.target = batch_target(step, options.target);
         match PythonStep::try_new(options) {
             Ok(executor) => Ok(Arc::new(executor)),

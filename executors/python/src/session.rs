@@ -58,8 +58,8 @@ impl PythonSession {
         Ok(session)
     }
 
-    /// Has a process look at the function, without making what it needs (a model) nor calling it.
-    pub(crate) async fn check(options: &Arc<PythonOptions>, context: &StepContext) -> Result<(), Failure> {
+    /// Has a process look at the function, without making what it needs (a model) nor calling it; says how it is called.
+    pub(crate) async fn check(options: &Arc<PythonOptions>, context: &StepContext) -> Result<Kind, Failure> {
         let shape = StepShape { input: options.output.clone(), output: options.output.clone() };
         let session = Self {
             options: options.clone(),
@@ -69,7 +69,7 @@ impl PythonSession {
             kind: Kind::Row,
             idle: None,
         };
-        session.start(true).await.map(drop)
+        session.start(true).await.map(|(_, kind)| kind)
     }
 
     /// Starts a process; says how the function is called.

@@ -26,7 +26,7 @@ from ._functions import (
     schema_of,
     type_of,
 )
-from ._step_options import OPTIONS, cache_policy, max_errors, rate_per_s, size_bytes
+from ._step_options import OPTIONS, cache_policy, max_errors, rate_per_s, size_bytes, whole_rate
 
 
 @overload
@@ -194,8 +194,6 @@ class Step:
 
     def _in_workflow(self, source: str, resources: str | None) -> dict[str, Any]:
         """What a workflow's text says of this step over the rows of `source`."""
-        if self._rate is not None:
-            raise ValueError("rate_limit= is for df.map(); steps of workflows are limited by the connections that they name")
         if self.options.get("in_flight") is not None and self._kind not in ("async", "async_generator"):
             raise ValueError("in_flight= is for async functions; workers= says how many processes there are")
         flavored = self._kind == "batch" and not self._flavors
@@ -204,6 +202,7 @@ class Step:
             "from": source, "function": function if isinstance(function, str) else _native.bring(self.name, function),
             "reads": [name for name, of in self._parameters.items() if of.default is of.empty], "output": self.schema, "given": "arrow" if flavored else None,
             "fan_out": self._kind in ("generator", "async_generator"), "calls": self.options.get("in_flight"),
+            "rate": None if self._rate is None else whole_rate(self._rate),
             "memory_bytes": self._memory, "timeout_s": self.options.get("timeout"), "effects": self.effects,
             "on_error": self.policy.on_error, "retries": self.policy.retries, "max_errors": self._max_errors,
             "default": self._default_row() if self.policy.on_error == "default" else None,
