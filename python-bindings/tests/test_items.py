@@ -155,7 +155,7 @@ def test_batches_and_generators_under_a_bound(frame, where):
     assert got["x"] == got["each"] == [n for n in range(100) if n != 7 for _ in range(n % 3)]
 
 
-def picky(x: int, k: str) -> int:
+def picky(x: int, k: int) -> int:
     if x % 40 == 5:
         raise KeyError(f"no {x}")
     return x * 2
