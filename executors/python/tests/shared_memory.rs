@@ -173,7 +173,7 @@ async fn a_worker_that_dies_while_it_writes_breaks_nothing() {
     session.close().await.unwrap();
     // The files have no name, so that nothing is left of them.
     let left = std::fs::read_dir("/dev/shm")
-        .map(|files| files.flatten().filter(|file| file.file_name().to_string_lossy().contains("rowmill-")).count());
+        .map(|files| files.flatten().filter(|file| file.file_name().to_string_lossy().contains("-worker")).count());
     assert_eq!(left.unwrap_or(0), 0);
 }
 
