@@ -7,6 +7,7 @@ import importlib.resources
 import inspect
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -136,3 +137,14 @@ def test_a_traceback_begins_with_the_function():
         rowmill.from_pydict({"x": [1]}).map(fails).collect()
     frames = caught.value.__cause__.__traceback__
     assert frames.tb_frame.f_code.co_name == "fails"
+
+
+def test_the_page_for_those_who_come_from_elsewhere_runs(tmp_path, monkeypatch):
+    page = pathlib.Path(__file__).resolve().parents[2] / "docs" / "coming-from.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert len(blocks) > 5
+    monkeypatch.chdir(tmp_path)
+    # As a program: workers and `sql` look at its names.
+    (tmp_path / "page.py").write_text("\n".join(blocks))
+    done = subprocess.run([sys.executable, "page.py"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
