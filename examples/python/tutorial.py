@@ -114,6 +114,9 @@ except rowmill.StepError as error:
     print("as it should be:", error)
 assert flights.map(minutes, on_error="skip").count() == 7
 assert flights.map(minutes, on_error="default", default="?").to_pydict()["minutes"][6] == "?"
+told, failures = flights.map(minutes, on_error="dead_letter").collect_with_failures()
+assert told.num_rows == 7 and failures["minutes"]["id"].to_pylist() == [7]
+print("put aside:", failures["minutes"]["error_message"][0])
 
 # %% In worker processes functions run beside each other, and one that dies takes only its row with it.
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ impl Raised {
         let kind = exception.get_type(py);
         let name = kind.name().map_or_else(|_| "exception".to_owned(), |name| name.to_string());
         let text = match exception.value(py).to_string().as_str() {
+            // The adapter's own: it was not the function that raised it.
+            message if name == "RowFailure" => format!("`{what}` {message}"),
             "" => format!("`{what}` raised {name}"),
             message => format!("`{what}` raised {name}: {message}"),
         };

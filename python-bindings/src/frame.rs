@@ -8,7 +8,7 @@ use datafusion::catalog::TableProvider;
 use datafusion::common::tree_node::{Transformed, TreeNode as _};
 use datafusion::common::{Column, DataFusionError, Result};
 use datafusion::datasource::{MemTable, ViewTable, provider_as_source};
-use datafusion::execution::TaskContext;
+use datafusion::execution::{SessionState, TaskContext};
 use datafusion::logical_expr::utils::find_aggregate_exprs;
 use datafusion::logical_expr::{Expr, JoinType, LogicalPlan, LogicalPlanBuilder, SortExpr};
 use datafusion::physical_plan::{collect_partitioned, displayable};
@@ -110,9 +110,19 @@ fn named(expr: Expr) -> Expr {
 
 /// Runs a plan to its end. Hash joins that do not fit into memory are done again with sort-merge joins.
 pub(crate) async fn collect(shared: Arc<Shared>, plan: LogicalPlan) -> Result<Vec<RecordBatch>> {
+    collect_in(shared, plan, |_| ()).await
+}
+
+/// The same in states of its own, which are `prepare`d for each attempt.
+pub(crate) async fn collect_in(
+    shared: Arc<Shared>,
+    plan: LogicalPlan,
+    mut prepare: impl FnMut(&mut SessionState) + Send,
+) -> Result<Vec<RecordBatch>> {
     let mut spilling = false;
     loop {
-        let state = shared.query_state(spilling);
+        let mut state = shared.query_state(spilling);
+        prepare(&mut state);
         let physical = state.create_physical_plan(&plan).await?;
         match collect_partitioned(physical, Arc::new(TaskContext::from(&state))).await {
             Ok(partitions) => return Ok(partitions.into_iter().flatten().filter(|of| of.num_rows() > 0).collect()),

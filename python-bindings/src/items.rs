@@ -36,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cdata;
 use crate::errors::Failed;
 use crate::here::InProcess;
+use crate::letters::{self, Aside, PutAside};
 use crate::session::Shared;
 use crate::workers;
 
@@ -50,8 +51,9 @@ pub(crate) struct Items {
     rate: Option<f64>,
     cache: Option<CachePolicy>,
     shared: Arc<Shared>,
-    /// For people.
+    /// For people, and the class of machine that it was said to need.
     workers: Option<usize>,
+    class: Option<String>,
 }
 
 impl fmt::Debug for Items {
@@ -88,6 +90,7 @@ impl Items {
         policy.on_error = match on_error.as_str() {
             "fail" => OnError::Fail,
             "skip" => OnError::Skip,
+            "dead_letter" => OnError::DeadLetter,
             _ => {
                 let row = cdata::batch_from_python(&get(said, "default")?)?;
                 // The same row under the schema that the operator compares it with.
@@ -119,11 +122,13 @@ impl Items {
         if cache.is_some() && policy.effects == Effects::Once {
             return Err(PyValueError::new_err("a step with effects \"once\" cannot be cached"));
         }
-        Ok(Items { name, executor, here, policy, rate, cache, shared, workers })
+        let class = get(said, "class")?.extract()?;
+        Ok(Items { name, executor, here, policy, rate, cache, shared, workers, class })
     }
 
     /// The operator over `input` and what stands around it: columns that the step replaces get out of its way before,
-    /// and all columns come in the order of `places` (of the input, of the answer) after.
+    /// and all columns come in the order of `places` (of the input, of the answer) after. `aside` hears of rows that are put
+    /// aside.
     pub(crate) async fn plan(
         self: &Arc<Self>,
         input: Arc<dyn ExecutionPlan>,
@@ -131,14 +136,16 @@ impl Items {
         answer: &SchemaRef,
         output: &[(usize, bool)],
         schema: &SchemaRef,
+        aside: Option<Arc<Aside>>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
+        let named = input.schema();
         let input = renamed(input, answer)?;
         let columns = input.schema();
         let engine = self.shared.session.engine();
         let host = engine.host();
         let cancel = CancellationToken::new();
         let run = uuid::Uuid::now_v7().to_string();
-        let scratch = Scratch::new(&run);
+        let scratch = Arc::new(Scratch::new(&run));
         let scope = engine.scope(&run, &cancel, scratch.0.clone());
         let read: Vec<Field> = reads.iter().map(|at| columns.field(*at).as_ref().clone().with_nullable(true)).collect();
         let shape = StepShape { input: Arc::new(Schema::new(read)), output: Arc::clone(answer) };
@@ -168,6 +175,13 @@ impl Items {
             }
         };
         let ledger = Arc::new(Ledger::new(&columns, scratch.0.join("ledger")));
+        let puts_aside = matches!(self.policy.on_error, OnError::DeadLetter);
+        if puts_aside {
+            let step = PutAside::try_new(&self.name, &ledger, &columns, &named, &scratch)?;
+            if let Some(aside) = &aside {
+                aside.add(step);
+            }
+        }
         let operator = StepOperator::try_new(OperatorParts {
             executor: Arc::clone(&self.executor),
             context: host.context(&run, &self.name, &cancel, Arc::clone(&scope.memory)),
@@ -182,6 +196,7 @@ impl Items {
             items: Arc::clone(self),
             operator: operator.map_err(broken)?,
             ledger,
+            warns: puts_aside && aside.is_none(),
             cancel,
             left: AtomicUsize::new(input.output_partitioning().partition_count()),
             _scratch: scratch,
@@ -231,7 +246,7 @@ pub(crate) fn cache_policy(said: &Bound<'_, PyDict>) -> PyResult<CachePolicy> {
 }
 
 /// A folder for what does not fit into memory; nobody made it yet, and what is made of it goes.
-struct Scratch(std::path::PathBuf);
+pub(crate) struct Scratch(std::path::PathBuf);
 
 impl Scratch {
     fn new(run: &str) -> Scratch {
@@ -254,7 +269,9 @@ struct Running {
     cancel: CancellationToken,
     /// Partitions that have not ended.
     left: AtomicUsize,
-    _scratch: Scratch,
+    /// Whether rows that are put aside are lost, because nobody asked for them.
+    warns: bool,
+    _scratch: Arc<Scratch>,
 }
 
 impl fmt::Debug for Running {
@@ -293,12 +310,16 @@ impl Running {
         }
     }
 
-    /// What a bound on errors says once the last partition has ended.
+    /// What is said once the last partition has ended: by a bound on errors, of rows that are lost.
     async fn end(&self) -> Option<DataFusionError> {
         if self.left.fetch_sub(1, Ordering::AcqRel) != 1 {
             return None;
         }
-        self.operator.check_end().err().map(|stopped| self.stopped(&stopped))
+        if let Err(stopped) = self.operator.check_end() {
+            return Some(self.stopped(&stopped));
+        }
+        let rows = if self.warns { self.ledger.rows() } else { 0 };
+        if rows > 0 { letters::warn(&self.items.name, rows) } else { None }
     }
 }
 
@@ -326,6 +347,9 @@ impl DisplayAs for ItemsExec {
     fn fmt_as(&self, _kind: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (items, policy) = (&self.running.items, self.running.operator.policy());
         write!(f, "PythonExec: {}, {}", items.name, policy.effects)?;
+        if let Some(class) = &items.class {
+            write!(f, ", class={class}")?;
+        }
         if let Some(workers) = items.workers {
             write!(f, ", workers={workers}")?;
         }

@@ -1,6 +1,6 @@
 //! Joins of frames: which columns come out, under which names.
 
-use datafusion::common::{Column, DataFusionError, Result, TableReference};
+use datafusion::common::{Column, DataFusionError, Result, TableReference, unqualified_field_not_found};
 use datafusion::functions::expr_fn::coalesce;
 use datafusion::logical_expr::{Expr, JoinType, LogicalPlan, LogicalPlanBuilder};
 
@@ -35,9 +35,8 @@ pub(crate) fn join(
     let joined = if cross {
         one.cross_join(two)?
     } else {
-        let side = |expr: Expr, alias: &str| qualified(expr, alias);
-        let on = left_on.into_iter().map(|expr| side(expr, LEFT)).collect::<Result<Vec<_>>>()?;
-        let with = right_on.into_iter().map(|expr| side(expr, RIGHT)).collect::<Result<Vec<_>>>()?;
+        let on = left_on.into_iter().map(|expr| qualified(expr, LEFT, left)).collect::<Result<Vec<_>>>()?;
+        let with = right_on.into_iter().map(|expr| qualified(expr, RIGHT, right)).collect::<Result<Vec<_>>>()?;
         let equal: Vec<Expr> = on.into_iter().zip(with).map(|(left, right)| left.eq(right)).collect();
         one.join_on(two, kind, equal)?
     };
@@ -72,12 +71,15 @@ pub(crate) fn join(
     joined.project(columns)?.build()
 }
 
-/// The expression with its columns looked for on one side.
-fn qualified(expr: Expr, side: &str) -> Result<Expr> {
+/// The expression with its columns looked for on one side, where they must be.
+fn qualified(expr: Expr, side: &str, plan: &LogicalPlan) -> Result<Expr> {
     use datafusion::common::tree_node::{Transformed, TreeNode as _};
     let found = expr.transform(|part| {
         Ok(match part {
             Expr::Column(column) => {
+                if plan.schema().index_of_column_by_name(None, &column.name).is_none() {
+                    return Err(unqualified_field_not_found(&column.name, plan.schema()));
+                }
                 Transformed::yes(Expr::Column(Column::new(Some(TableReference::bare(side)), column.name)))
             }
             other => Transformed::no(other),

@@ -18,6 +18,7 @@ mod frame;
 mod here;
 mod items;
 mod join;
+mod letters;
 mod map;
 mod runs;
 mod runtime;
@@ -46,6 +47,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<workflow::PyBuilder>()?;
     module.add_function(wrap_pyfunction!(session::configure, module)?)?;
     module.add_function(wrap_pyfunction!(frame::from_arrow, module)?)?;
+    module.add_function(wrap_pyfunction!(letters::collect_with_failures, module)?)?;
     module.add_function(wrap_pyfunction!(files::read_files, module)?)?;
     module.add_function(wrap_pyfunction!(files::write_files, module)?)?;
     module.add_function(wrap_pyfunction!(expr::column, module)?)?;

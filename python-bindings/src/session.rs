@@ -43,7 +43,8 @@ pub(crate) fn shared(py: Python<'_>) -> PyResult<Arc<Shared>> {
 pub(crate) fn configure(py: Python<'_>, config: Option<PathBuf>, settings: Vec<(String, String)>) -> PyResult<()> {
     let read = rowmill_cli::session_options(config.clone(), settings.clone());
     let mut read = read.map_err(|reports| from_reports(py, &reports))?;
-    let program = Program::default();
+    // Functions that workflows of this program brought are still there in another session.
+    let program = SHARED.read().as_ref().map(|shared| shared.program.clone()).unwrap_or_default();
     read.options.kinds.push(Arc::new(python_steps(py, read.options.python.clone(), &program)?));
     let session = Session::try_new(read.options).map_err(|error| from_engine(py, &error))?;
     crate::runtime::set_threads(read.threads)?;

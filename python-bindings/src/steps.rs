@@ -6,7 +6,8 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use rowmill::spec::{
-    Effects, ItemPolicy, Limit, MaxErrors, PythonGiven, PythonStep, ResourceClass, Resources, Retry, Spanned, Value,
+    Effects, ItemPolicy, Limit, MaxErrors, PythonGiven, PythonStep, Rate, ResourceClass, Resources, Retry, Spanned,
+    Value,
 };
 use rowmill_engine::types::{logical_name, logical_type};
 use rowmill_step_python::BROUGHT;
@@ -31,7 +32,10 @@ pub(crate) fn look_around(py: Python<'_>) -> PyResult<()> {
     // What is no text (a path object) is passed over, as imports do.
     let folders = folders.iter().filter_map(|folder| folder.extract::<String>().ok());
     let folders = folders.map(|folder| if folder.is_empty() { here.display().to_string() } else { folder });
-    shared(py)?.program.look_in(folders.collect());
+    let program = shared(py)?.program.clone();
+    program.look_in(folders.collect());
+    let logging = py.import("rowmill._functions")?.getattr("logging_of")?.call0()?;
+    program.log_as(crate::workers::logging(&logging)?);
     Ok(())
 }
 
@@ -60,6 +64,9 @@ pub(crate) fn python(said: &Bound<'_, PyDict>) -> PyResult<(PythonStep, ItemPoli
     }
     if let Some(calls) = count("calls")? {
         step = step.calls(calls);
+    }
+    if let Some((calls, seconds)) = get("rate")?.extract::<Option<(u64, u32)>>()? {
+        step = step.rate_limit(Rate { calls, seconds });
     }
     if let Some(bytes) = count("memory_bytes")? {
         step.memory = Some(Spanned::bare(Limit::Most(bytes)));

@@ -9,7 +9,7 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use rowmill_step::{Effects, Failure, FailureCode, Sent};
-use rowmill_step_python::{Function, Kind, Output, PythonOptions, PythonStep, Worker};
+use rowmill_step_python::{Function, Kind, Logging, Output, PythonOptions, PythonStep, Worker};
 
 /// Rows of a group where nothing else is said: small enough that every process has something to do.
 pub(crate) const BATCH_ROWS: usize = 1 << 12;
@@ -66,12 +66,20 @@ pub(crate) fn step_from_python(said: &Bound<'_, PyDict>, reads: &[String], outpu
     let effects: String = get("effects")?.extract()?;
     let known = [Effects::Pure, Effects::Idempotent, Effects::Once];
     options.effects = word("kind of effects", &effects, known.into_iter().find(|of| of.as_str() == effects))?;
+    options.stop_at_failure = get("on_error")?.extract::<String>()? == "fail";
+    options.logging = logging(&get("logging")?)?;
     options.raised_passes = get("retries")?.extract::<u32>()? > 0;
     options.target.in_flight = get("workers")?.extract()?;
     options.target.rows = get("group_rows")?.extract::<Option<usize>>()?.unwrap_or(BATCH_ROWS);
     // Rows decide how large a group is; what is larger than this is cut all the same.
     options.target.bytes = 256 << 20;
     PythonStep::try_new(options).map_err(|error| PyValueError::new_err(error.to_string()))
+}
+
+/// How this program logs, as `rowmill._step` says it.
+pub(crate) fn logging(said: &Bound<'_, PyAny>) -> PyResult<Option<Logging>> {
+    let said = said.extract::<Option<(i64, Option<String>)>>()?;
+    Ok(said.map(|(level, format)| Logging { level, format }))
 }
 
 /// What a failure may still be told of.
@@ -81,6 +89,6 @@ pub(crate) fn advice(failure: &Failure) -> &'static str {
         (FailureCode::Crashed, Sent::Maybe) => {
             "on_error=\"skip\" lets the other rows go on; effects=\"pure\" or \"idempotent\" lets the row be found"
         }
-        _ => "on_error=\"skip\" or \"default\" lets the other rows go on",
+        _ => "on_error=\"skip\" or \"default\" lets the other rows go on, \"dead_letter\" also keeps those that fail",
     }
 }

@@ -235,8 +235,6 @@ def test_functions_of_the_program_run_in_workflows(place):
         flow.to_yaml()
     with pytest.raises(ValueError, match="put it into a module"):
         flow.run(durable=True)
-    with pytest.raises(ValueError, match="connections that they name"):
-        Workflow("w").source("n", range=(0, 1)).step("s", rowmill.step(rate_limit=5)(times.function))
 
 
 def test_runs_that_are_not_durable_keep_nothing(place):
@@ -256,3 +254,18 @@ def test_a_file_that_changed_is_not_run(place):
     (place / "flow.yaml").write_text(yaml("slow"))
     with pytest.raises(ValueError, match="changed since it was loaded"):
         flow.run(durable=True)
+
+
+def test_a_rate_holds_in_workflows_and_stands_in_their_text(place):
+    flow = Workflow("paced").source("numbers", range=(0, 20)).step("xs", sql="select value as x from numbers where value <> 7")
+    flow.step("called", functions_of_durable.double, effects="pure", rate_limit="2400/min", workers=2)
+    flow.sink("out", "out.parquet")
+    text = flow.to_yaml()
+    assert "rate_limit: 40/s" in text and Workflow.from_yaml(text).to_yaml() == text
+    started = time.monotonic()
+    assert flow.run().outcomes["called"]["ok"] == 19
+    # 19 calls at 40 a second, of which a few leave at once.
+    assert time.monotonic() - started >= 0.25
+    slow = Workflow("w").source("n", range=(0, 1))
+    with pytest.raises(ValueError, match="less than one call in an hour"):
+        slow.step("s", rowmill.step(rate_limit="0.5/h")(functions_of_durable.double))

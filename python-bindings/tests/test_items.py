@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
+import warnings
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import rowmill
@@ -77,10 +80,10 @@ def test_caches_that_make_no_sense_are_refused():
     frame = rowmill.from_pydict({"x": [1]})
     with pytest.raises(ValueError, match="there is no cache `attic`"):
         frame.map(rowmill.step(cache="attic", effects="pure")(f))
-    with pytest.raises(ValueError, match="Workflow.step"):
-        frame.map(rowmill.step(resources="gpu")(f))
-    with pytest.raises(ValueError, match="Workflow.step"):
-        frame.map(rowmill.step(on_error="dead_letter")(f))
+    with pytest.raises(ValueError, match="a class of machine"):
+        rowmill.step(resources=4)(f)
+    with pytest.raises(TypeError, match="use df.map"):
+        frame.select(rowmill.step(on_error="dead_letter")(f)(col("x")))
     with pytest.raises(TypeError, match="use df.map"):
         frame.select(rowmill.step(rate_limit="5/s")(f)(col("x")))
 
@@ -150,3 +153,81 @@ def test_batches_and_generators_under_a_bound(frame, where):
     assert got["columns"] == [n + 1 for n in range(100) if n != 7]
     got = frame.map(each, returns="int64", **options).to_pydict()
     assert got["x"] == got["each"] == [n for n in range(100) if n != 7 for _ in range(n % 3)]
+
+
+def picky(x: int, k: int) -> int:
+    if x % 40 == 5:
+        raise KeyError(f"no {x}")
+    return x * 2
+
+
+@pytest.mark.parametrize("where", BOTH)
+def test_rows_that_are_put_aside_come_beside_the_others(frame, where):
+    ok, failures = frame.map(picky, on_error="dead_letter", **where).collect_with_failures()
+    assert ok["picky"].to_pylist() == [n * 2 for n in range(100) if n % 40 != 5]
+    lost = failures["picky"]
+    assert list(failures) == ["picky"] and lost["x"].to_pylist() == [5, 45, 85]
+    assert lost.column_names[:2] == frame.columns and lost.schema.field("x").type == pa.int64()
+    assert set(lost["error_outcome"].to_pylist()) == {"dead_lettered"} and lost["error_attempts"].to_pylist() == [1, 1, 1]
+    assert lost["error_message"][0].as_py() == "KeyError: 'no 5'"
+    assert "raise KeyError" in lost["error_details"][0].as_py()
+    # What failed goes through again as it came.
+    again = rowmill.from_arrow(lost.select(frame.columns)).map(lambda x, k: x, returns="int64", name="y")
+    assert again.to_pydict()["y"] == [5, 45, 85]
+
+
+def test_nothing_is_put_aside_where_nothing_fails(frame):
+    ok, failures = frame.filter(col("x") < 5).map(picky, on_error="dead_letter").collect_with_failures()
+    assert ok.num_rows == 5 and failures["picky"].num_rows == 0 and "error_code" in failures["picky"].column_names
+    assert frame.collect_with_failures().failures == {}
+
+
+def test_rows_that_nobody_asks_for_are_told_of(frame, tmp_path):
+    lossy = frame.map(picky, on_error="dead_letter")
+    for compute in (
+        lossy.collect, lossy.count, lambda: list(lossy.to_batches()), lambda: lossy.write_parquet(tmp_path / "x.parquet"),
+        lambda: pa.table(lossy),
+    ):  # fmt: skip
+        with pytest.warns(rowmill.RowmillWarning, match="`picky` put 3 rows aside"):
+            compute()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lossy.collect_with_failures()
+        with pytest.raises(rowmill.RowmillWarning):
+            lossy.collect()
+
+
+def test_each_step_has_letters_of_its_own(frame):
+    def second(picky: int) -> int:
+        if picky == 20:
+            raise ValueError("twenty")
+        return picky
+
+    steps = frame.map(picky, on_error="dead_letter").map(second, on_error="dead_letter", name="second")
+    rows, failures = steps.map(second, on_error="dead_letter", name="picky").collect_with_failures()
+    assert [(name, lost.num_rows) for name, lost in failures.items()] == [("picky", 3), ("second", 1), ("picky_2", 0)]
+    assert rows.num_rows == 96
+    # A column that the step replaces is shown as it came.
+    kept = frame.map(lambda x: 1 // x, returns="int64", name="x", on_error="dead_letter").collect_with_failures()
+    (lost,) = kept.failures.values()
+    assert lost["x"].to_pylist() == [0] and lost.column_names[:2] == ["x", "k"]
+    named = rowmill.from_pydict({"x": [1], "error_code": [2]})
+    with pytest.raises(rowmill.RowmillError, match="error_code"):
+        named.map(lambda x: x, returns="int64", name="y", on_error="dead_letter").collect_with_failures()
+
+
+def test_once_rows_of_a_process_that_dies_are_unknown_and_kept(frame):
+    def dies(x: int) -> int:
+        if x == 7:
+            os._exit(1)
+        return x
+
+    rows, failures = frame.map(dies, workers=1, on_error="dead_letter").collect_with_failures()
+    assert rows.num_rows == 99 and failures["dies"]["error_outcome"].to_pylist() == ["unknown"]
+
+
+@pytest.mark.parametrize("where", [*BOTH, {"max_errors": 0, "on_error": "skip"}])
+def test_a_class_of_machine_shows_in_the_plan(frame, where):
+    step = rowmill.step(lambda x: x, returns="int64", name="y", resources="gpu", **where)
+    got = frame.map(step)
+    assert "class=gpu" in got.explain() and got.to_pydict()["y"] == list(range(100))

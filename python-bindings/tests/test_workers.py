@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import subprocess
+import sys
 import time
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -139,6 +142,80 @@ def test_what_is_printed_is_shown(frame, capsys):
 
     frame.map(chatty, workers=1).collect()
     assert "hello from the worker" in capsys.readouterr().err
+
+
+def test_a_leak_costs_no_other_row(frame):
+    held = []
+
+    def leak(x: int) -> int:
+        held.append(bytearray(20_000_000))
+        return x
+
+    # A process that is full goes; all rows come through, some of them in another one.
+    got = frame.map(leak, workers=1, memory="1GB", effects="pure", on_error="skip").to_pydict()
+    assert got["leak"] == list(range(100))
+
+
+def test_the_first_row_that_fails_is_the_last_one_called(frame, tmp_path):
+    called = str(tmp_path / "called")
+
+    def dies(x: int) -> int:
+        with open(called, "a") as file:
+            file.write(f"{x}\n")
+        if x == 7:
+            os._exit(9)
+        return x
+
+    with pytest.raises(rowmill.StepError, match="exited with status 9"):
+        frame.map(dies, workers=1).collect()
+    assert (tmp_path / "called").read_text().split() == [str(x) for x in range(8)]
+
+
+def test_workers_log_as_the_program_does(frame, tmp_path):
+    code = """
+import logging, rowmill
+logging.basicConfig(level=logging.INFO, format="%(levelname)s <%(name)s> %(message)s")
+def noted(x: int) -> int:
+    logging.getLogger("mine").info("row %d", x)
+    logging.getLogger("mine").debug("not shown")
+    return x
+rowmill.from_pydict({"x": [1, 2]}).map(noted, workers=1).collect()
+rowmill.from_pydict({"x": [3]}).limit(1).write_parquet("in.parquet")
+rowmill.Workflow("w").source("s", "in.parquet").step("t", noted).sink("o", "out.parquet").run()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [line for line in done.stderr.splitlines() if "mine" in line] == [f"INFO <mine> row {x}" for x in (1, 2, 3)]
+
+
+def test_programs_that_multiprocessing_spawned_have_workers_too(tmp_path):
+    (tmp_path / "program.py").write_text("""
+import multiprocessing, rowmill
+def double(x: int) -> int:
+    return x * 2
+def work(n):
+    return rowmill.from_pydict({"x": [n]}).map(double, workers=1).to_pydict()["double"]
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        print(pool.map(work, [4]))
+""")
+    done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "[[8]]\n", done.stderr
+
+
+def test_large_columns_cross_in_shared_memory_and_come_back_whole():
+    rows = 1_000_000
+
+    def shifted(x: np.ndarray, s: pa.Array):
+        with open("/proc/self/maps") as maps:
+            assert "rowmill-to-worker" in maps.read()
+        return {"y": x + 1.0, "t": pc.utf8_upper(s)}
+
+    table = pa.table({"x": np.arange(rows, dtype="float64"), "s": pa.array([f"w{n % 1000}" for n in range(rows)])})
+    step = rowmill.step(shifted, returns={"y": "float64", "t": "string"}, effects="pure", workers=2)
+    # All of the answers are held at once, and none of them is written over.
+    got = rowmill.from_arrow(table).map(step).collect()
+    assert got["y"].to_numpy().tolist() == list(range(1, rows + 1))
+    assert got["t"].to_pylist()[:3] == ["W0", "W1", "W2"] and got["t"].to_pylist()[-1] == "W999"
 
 
 def test_it_is_a_step_of_the_query(frame):

@@ -8,6 +8,7 @@ use rowmill_items::{StepStopped, StopReason};
 use rowmill_spec::{Diagnostic, Fault};
 use rowmill_step::FailureCode;
 
+use crate::compile::sql_errors;
 use crate::elsewhere::Reported;
 use crate::plan::placement::Unserved;
 use crate::sources::local_files::Truncated;
@@ -116,11 +117,8 @@ pub fn report_in(step: Option<&str>, error: &DataFusionError) -> Diagnostic {
     let io = io_kind(cause);
     // Free SQL (`rowmill sql`) is planned as it is run: what is wrong with the query is not the data's fault.
     match cause {
-        DataFusionError::SQL(..) => {
-            return Diagnostic::error("RM0301", format!("{place}{}", first_line(&text)));
-        }
-        DataFusionError::Plan(_) | DataFusionError::SchemaError(..) => {
-            return Diagnostic::error("RM0308", format!("{place}{}", first_line(&text)));
+        DataFusionError::SQL(..) | DataFusionError::Plan(_) | DataFusionError::SchemaError(..) => {
+            return sql_errors::unplaced(&place, cause);
         }
         _ => {}
     }

@@ -209,6 +209,7 @@ fn shape(shape_of: Shape) -> Json {
                 {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?\s*([kKmMgGtT][iI]?)?[bB]?$"},
             ]
         }),
+        Shape::Rate => json!({"type": "string", "pattern": r"^[1-9][0-9]*/(s|min|h)$"}),
         Shape::Share => json!({"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?\s*%$"}),
         Shape::Factor => json!({"type": "number", "minimum": 1}),
         Shape::Statuses => {

@@ -40,8 +40,8 @@ pub use model::{
     BatchSize, CachePolicy, CacheTier, CommandFormat, CommandStep, Compression, CsvOptions, Effects, FAILURE_CODES,
     FileSource, Format, GpuStep, HttpBody, HttpMany, HttpStep, ItemPolicy, Jitter, JsonTemplate, Limit, LookupStep,
     Matches, MaxErrors, Metric, ModelDevice, ModelStep, OnError, OnMissing, OutputColumn, Param, PythonGiven,
-    PythonStep, ResourceClass, Resources, ResponseColumn, ResponseSource, ResultMatch, Retry, RowOrder, SchemaPolicy,
-    Sink, Source, SourceKind, SqlStep, Step, StepKind, TopK, Variable, Workflow,
+    PythonStep, Rate, ResourceClass, Resources, ResponseColumn, ResponseSource, ResultMatch, Retry, RowOrder,
+    SchemaPolicy, Sink, Source, SourceKind, SqlStep, Step, StepKind, TopK, Variable, Workflow,
 };
 pub use read::{RawValue, Values, parse_values, parse_yaml};
 pub use span::{MappedText, Span, Spanned, TextId, Texts};

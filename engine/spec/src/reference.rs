@@ -202,6 +202,7 @@ fn takes(shape: Shape) -> String {
         Shape::TemplateList => "a list of texts".to_owned(),
         Shape::Duration => "a time such as `250ms` or `5s`".to_owned(),
         Shape::Size => "a size such as `4MB`".to_owned(),
+        Shape::Rate => "a rate such as `50/s`, `3000/min` or `10/h`".to_owned(),
         Shape::Share => "a share such as `1%`".to_owned(),
         Shape::Factor => "a number, at least 1".to_owned(),
         Shape::Statuses => "a status, or a list of them".to_owned(),

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::model::Rate;
+
 /// Units of time in milliseconds, the largest first.
 const UNITS: &[(&str, u64)] = &[("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
@@ -60,6 +62,26 @@ pub(crate) fn parse_share(text: &str) -> Result<f64, String> {
         return Err(format!("`{}` is more than all", shown()));
     }
     Ok(percent / 100.0)
+}
+
+/// The calls of `50/s`, `3000/min` or `10/h`.
+pub(crate) fn parse_rate(text: &str) -> Result<Rate, String> {
+    let wrong = || {
+        format!(
+            "`{}` is not a rate; write it as `50/s`, `3000/min` or `10/h`",
+            text.chars().take(40).collect::<String>()
+        )
+    };
+    let (calls, unit) = text.trim().split_once('/').ok_or_else(wrong)?;
+    let (calls, unit) = (calls.trim_end(), unit.trim_start());
+    let (_, seconds) = Rate::UNITS.into_iter().find(|(name, _)| *name == unit).ok_or_else(wrong)?;
+    if calls.is_empty() || !calls.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    match calls.parse() {
+        Ok(calls) if calls > 0 => Ok(Rate { calls, seconds }),
+        _ => Err(wrong()),
+    }
 }
 
 /// The text of a share that reads back as the same number.

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use rowmill_spec::{Diagnostic, Limit, Spanned, Step, StepKind};
 use rowmill_step::{Fill, StepExecutor, StepFactory, arrow_type, batch_target, refused, wrong_kind};
 
-use crate::options::{Function, Output, PythonOptions, Worker};
+use crate::options::{Function, Logging, Output, PythonOptions, Worker};
 use crate::step::PythonStep;
 
 /// The module of functions that a program brings: no module of that name can be imported.
@@ -25,6 +25,7 @@ pub struct Program(Arc<Mutex<Brought>>);
 struct Brought {
     functions: HashMap<String, Arc<[u8]>>,
     folders: Vec<String>,
+    logging: Option<Logging>,
 }
 
 impl Program {
@@ -36,6 +37,15 @@ impl Program {
     /// Says where modules are looked for, after the workflow's folder and before the interpreter's own.
     pub fn look_in(&self, folders: Vec<String>) {
         self.0.lock().folders = folders;
+    }
+
+    /// Says how the program logs.
+    pub fn log_as(&self, logging: Option<Logging>) {
+        self.0.lock().logging = logging;
+    }
+
+    fn logging(&self) -> Option<Logging> {
+        self.0.lock().logging.clone()
     }
 
     fn function(&self, name: &str) -> Option<Arc<[u8]>> {
@@ -137,8 +147,13 @@ impl StepFactory for PythonFactory {
         if let Some(effects) = &step.items.effects {
             options.effects = effects.value.into();
         }
+        options.logging = self.program.logging();
         // Who asks for retries of a function means its exceptions: nothing else tells of what passes.
         options.raised_passes = step.items.retry.is_some();
+        if let Some(rate) = &python.rate_limit {
+            // A group leaves together, so it holds no more than may leave in a tenth of a second.
+            options.target.rows = options.target.rows.min((rate.value.per_second() / 10.0) as usize).max(1);
+        }
         options.target = batch_target(step, options.target);
         match PythonStep::try_new(options) {
             Ok(executor) => Ok(Arc::new(executor)),

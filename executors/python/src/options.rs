@@ -112,6 +112,15 @@ fn is_dotted(text: &str) -> bool {
     })
 }
 
+/// How a Python program logs, so that its workers do the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Logging {
+    /// Of the root logger.
+    pub level: i64,
+    /// Of its handler.
+    pub format: Option<String>,
+}
+
 /// A function that takes bytes as they come.
 type Taker = dyn Fn(&[u8]) + Send + Sync;
 
@@ -180,6 +189,13 @@ pub struct PythonOptions {
     pub group_timeout: Option<Duration>,
     /// How long the function may take to load: imports, models.
     pub start_timeout: Duration,
+    /// Whether columns travel through memory that the processes share; through pipes otherwise, and where the system has
+    /// no such memory.
+    pub shared_memory: bool,
+    /// Whether the first item that fails ends the step, so that no other need be sent after it.
+    pub stop_at_failure: bool,
+    /// How the program that runs the step logs; the interpreter's own way where absent.
+    pub logging: Option<Logging>,
     /// The largest answer.
     pub max_answer_bytes: usize,
     /// The size of groups, and how many processes.
@@ -212,6 +228,9 @@ impl PythonOptions {
             limits: Limits::default(),
             group_timeout: None,
             start_timeout: Duration::from_secs(600),
+            shared_memory: true,
+            stop_at_failure: false,
+            logging: None,
             max_answer_bytes: 1 << 30,
             target: BatchTarget {
                 rows: 4096,

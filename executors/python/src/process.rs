@@ -17,6 +17,7 @@ use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::task::JoinSet;
 
 use crate::options::{Output, PythonOptions, Worker};
+use crate::shared::{self, Shared};
 use crate::spawner;
 
 /// The variable of a cluster's token.
@@ -35,6 +36,8 @@ pub(crate) struct Process {
     pub(crate) watch: Watch,
     pub(crate) stdin: Option<ChildStdin>,
     pub(crate) stdout: BufReader<ChildStdout>,
+    /// The memory that it shares with this process; `None` where everything goes through the pipes.
+    pub(crate) shared: Option<Shared>,
     stderr: Arc<Mutex<Vec<u8>>>,
     reader: JoinSet<()>,
 }
@@ -68,8 +71,8 @@ impl Watch {
 }
 
 impl Process {
-    /// Starts the interpreter.
-    pub(crate) async fn start(options: &PythonOptions, context: &StepContext) -> Result<Self, Failure> {
+    /// Starts the interpreter; with `shares`, a process that shares memory with this one.
+    pub(crate) async fn start(options: &PythonOptions, context: &StepContext, shares: bool) -> Result<Self, Failure> {
         let setup = |message: String| context.failure(FailureCode::Setup, message).sent(Sent::Never);
         let program = find(&options.python)
             .ok_or_else(|| setup(format!("there is no interpreter `{}` that can be run", options.python)))?;
@@ -87,7 +90,8 @@ impl Process {
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
-        restrict(&mut command, options);
+        let shared = if shares { memory(options) } else { None };
+        restrict(&mut command, options, shared.as_ref());
         let mut child = spawner::spawn(command)
             .await
             .map_err(|error| setup(format!("`{}` cannot be started: {error}", program.display())))?;
@@ -102,7 +106,7 @@ impl Process {
         let mut reader = JoinSet::new();
         reader.spawn(hand_on(errors, stderr.clone(), options.printed.clone()));
         let stdout = BufReader::with_capacity(64 << 10, stdout);
-        Ok(Self { child, group, watch, stdin: Some(stdin), stdout, stderr, reader })
+        Ok(Self { child, group, watch, stdin: Some(stdin), stdout, shared, stderr, reader })
     }
 
     fn kill(&mut self) {
@@ -194,8 +198,30 @@ fn find(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|directory| directory.join(program)).find(|path| runnable(path))
 }
 
-/// Sets limits and the death signal in the child, before the program starts.
-fn restrict(command: &mut Command, options: &PythonOptions) {
+/// Memory to share with a worker; where the system has none, that is told once and pipes are the way.
+fn memory(options: &PythonOptions) -> Option<Shared> {
+    match Shared::try_new() {
+        Ok(shared) => Some(shared),
+        Err(error) => {
+            no_shared_memory(options, &error.to_string());
+            None
+        }
+    }
+}
+
+/// Tells, once, that columns go through pipes.
+pub(crate) fn no_shared_memory(options: &PythonOptions, why: &str) {
+    static TOLD: std::sync::Once = std::sync::Once::new();
+    TOLD.call_once(|| {
+        let text = format!("rowmill: no memory is shared with worker processes ({why}); columns go through pipes\n");
+        (options.printed.0)(text.as_bytes());
+    });
+}
+
+/// Sets limits and the death signal in the child, and leaves it the memory that it shares, before the program starts.
+fn restrict(command: &mut Command, options: &PythonOptions, shared: Option<&Shared>) {
+    // Kept open by the closure for as long as the command may be started.
+    let files: Vec<_> = shared.map(|shared| shared.files().to_vec()).unwrap_or_default();
     let limits = options.limits;
     let parent = rustix::process::getpid();
     let all = [
@@ -211,6 +237,7 @@ fn restrict(command: &mut Command, options: &PythonOptions) {
         if rustix::process::getppid() != Some(parent) {
             return Err(io::Error::from(rustix::io::Errno::SRCH));
         }
+        shared::inherit(&files)?;
         for (resource, limit) in all {
             if let Some(limit) = limit {
                 // A limit of ours that is already lower stays.
@@ -221,8 +248,8 @@ fn restrict(command: &mut Command, options: &PythonOptions) {
         }
         Ok(())
     };
-    // SAFETY: the closure runs in the child between fork and exec. It makes system calls on copied integers only: no
-    // allocation, no locks, nothing of the parent's that another thread could have left half done.
+    // SAFETY: the closure runs in the child between fork and exec. It makes system calls on copied integers and
+    // descriptors only: no allocation, no locks, nothing of the parent's that another thread could have left half done.
     unsafe {
         command.pre_exec(setup);
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arrow::array::{Array as _, ArrayRef, AsArray as _, RecordBatch};
+use arrow::buffer::Buffer;
 use arrow::compute::{CastOptions, cast_with_options, concat_batches};
 use arrow::datatypes::{SchemaRef, UInt32Type};
 use async_trait::async_trait;
@@ -14,7 +15,8 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::time::Instant;
 
 use crate::options::{Function, Kind, PythonOptions};
-use crate::process::Process;
+use crate::process::{Process, no_shared_memory};
+use crate::shared::{Place, Shared};
 use crate::wire::{Broken, Frame, decode, encode, encode_schema, plain_schema, read_frame};
 
 /// In an answer: the item that each row belongs to.
@@ -56,8 +58,8 @@ impl PythonSession {
         Ok(session)
     }
 
-    /// Has a process look at the function, without making what it needs (a model) nor calling it.
-    pub(crate) async fn check(options: &Arc<PythonOptions>, context: &StepContext) -> Result<(), Failure> {
+    /// Has a process look at the function, without making what it needs (a model) nor calling it; says how it is called.
+    pub(crate) async fn check(options: &Arc<PythonOptions>, context: &StepContext) -> Result<Kind, Failure> {
         let shape = StepShape { input: options.output.clone(), output: options.output.clone() };
         let session = Self {
             options: options.clone(),
@@ -67,13 +69,14 @@ impl PythonSession {
             kind: Kind::Row,
             idle: None,
         };
-        session.start(true).await.map(drop)
+        session.start(true).await.map(|(_, kind)| kind)
     }
 
     /// Starts a process; says how the function is called.
     async fn start(&self, check: bool) -> Result<(Process, Kind), Failure> {
         let options = &self.options;
-        let mut process = Process::start(options, &self.context).await?;
+        // Who only looks at the function is given no columns.
+        let mut process = Process::start(options, &self.context, options.shared_memory && !check).await?;
         let internal = |error: String| self.context.failure(FailureCode::Internal, error).sent(Sent::Never);
         let schema = encode_schema(&plain_schema(&self.shape.output)).map_err(|error| internal(error.to_string()))?;
         let (name, pickle): (Json, &[u8]) = match &options.function {
@@ -94,6 +97,8 @@ impl PythonSession {
             "in_flight": options.in_flight,
             "sys_path": options.sys_path,
             "pickle_bytes": pickle.len(),
+            "logging": options.logging.as_ref().map(|of| json!({"level": of.level, "format": of.format})),
+            "shared": process.shared.as_ref().map(Shared::to_json),
         });
         let body = [schema.as_slice(), pickle].concat();
         let patience =
@@ -103,6 +108,10 @@ impl PythonSession {
                 let kind = options.kind.or_else(|| head["kind"].as_str().and_then(Kind::from_word));
                 let kind = kind.filter(|kind| kind.cardinality() == options.cardinality());
                 let kind = kind.ok_or_else(|| internal("the worker does not say how the function is called".into()))?;
+                if let Some(why) = head["unshared"].as_str() {
+                    no_shared_memory(options, why);
+                    process.shared = None;
+                }
                 Ok((process, kind))
             }
             Ok((head, _)) => {
@@ -160,10 +169,22 @@ impl PythonSession {
         let unsent = |error: arrow::error::ArrowError| {
             self.context.failure(FailureCode::BadInput, error.to_string()).sent(Sent::Never)
         };
-        let body = encode(&batch.columns, &self.sent).map_err(unsent)?;
-        let frame = Frame::new(&json!({"rows": batch.rows()}), body);
+        let place = match process.shared.as_mut().map(|shared| shared.put(&batch.columns, &self.sent)) {
+            None => None,
+            Some(Ok(place)) => place,
+            Some(Err(error)) => {
+                no_shared_memory(&self.options, &error.to_string());
+                None
+            }
+        };
+        let body = match place {
+            Some(_) => Vec::new(),
+            None => encode(&batch.columns, &self.sent).map_err(unsent)?,
+        };
+        let held = process.shared.as_mut().map(Shared::held);
+        let frame = Frame::new(&json!({"rows": batch.rows(), "at": place.map(Place::to_json), "held": held}), body);
         usage.calls += 1;
-        usage.sent_bytes += frame.bytes() as u64;
+        usage.sent_bytes += frame.bytes() as u64 + place.map_or(0, Place::length);
         let silent = self.options.group_timeout.map(|timeout| (Instant::now() + timeout, true));
         let deadline = batch.deadline.map(|deadline| (deadline, false));
         let until = silent.into_iter().chain(deadline).min_by_key(|(at, _)| *at);
@@ -172,6 +193,12 @@ impl PythonSession {
         let (head, body) = match answer {
             Ok(answer) => answer,
             Err(broken) => return Err(self.failure(process, broken, "while it worked on this item").await),
+        };
+        let body = match self.body(&mut process, &head, body) {
+            Ok(body) => body,
+            Err(broken) => {
+                return Err(self.failure(process, broken, "while it answered").await.sent(Sent::Answered));
+            }
         };
         usage.received_bytes += body.len() as u64;
         if !head["failed"].is_null() {
@@ -182,6 +209,9 @@ impl PythonSession {
         match decode(body) {
             Ok(output) => match self.assemble(&head, &output, batch.rows()) {
                 Ok(reply) => {
+                    if reply.failures.iter().any(|(_, failure)| ran_out_of_memory(failure)) {
+                        return self.out_of_memory(process, reply, batch.rows());
+                    }
                     self.idle = Some(process);
                     Ok(reply)
                 }
@@ -189,6 +219,19 @@ impl PythonSession {
                 Err(text) => Err(self.context.failure(FailureCode::Decode, text).sent(Sent::Answered)),
             },
             Err(broken) => Err(self.failure(process, broken, "while it answered").await.sent(Sent::Answered)),
+        }
+    }
+
+    /// The stream of an answer: what came with its frame, or what lies in shared memory.
+    fn body(&self, process: &mut Process, head: &Json, body: Vec<u8>) -> Result<Buffer, Broken> {
+        let Some(shared) = process.shared.as_mut() else { return Ok(Buffer::from_vec(body)) };
+        shared.settle(&head["held"]);
+        if let Some(why) = head["unshared"].as_str() {
+            no_shared_memory(&self.options, why);
+        }
+        match Place::from_json(&head["at"])? {
+            Some(place) => shared.get(place, self.options.max_answer_bytes),
+            None => Ok(Buffer::from_vec(body)),
         }
     }
 
@@ -229,6 +272,19 @@ impl PythonSession {
         Ok(BatchReply { output, source_rows, skipped: Vec::new(), failures, usage: Usage::default() })
     }
 
+    /// A function that leaks fills its process, and then every row fails: the process goes. Where rows may be sent again
+    /// they are, in smaller groups, until those that need too much stand alone.
+    fn out_of_memory(&self, process: Process, reply: BatchReply, rows: usize) -> Result<BatchReply, Failure> {
+        drop(process);
+        let first = reply.failures.iter().find(|(_, failure)| ran_out_of_memory(failure));
+        match first {
+            Some((_, failure)) if rows > 1 && self.options.effects != Effects::Once => {
+                Err(failure.clone().sent(Sent::Maybe))
+            }
+            _ => Ok(reply),
+        }
+    }
+
     /// Sends items one at a time: when the process dies it is known which item it was about.
     async fn one_by_one(&mut self, batch: &ItemBatch) -> Result<BatchReply, Failure> {
         let fans_out = self.options.cardinality() == Cardinality::FanOut;
@@ -246,9 +302,11 @@ impl PythonSession {
                 Err(failure) => failures.push((row, failure)),
             }
             let over = batch.deadline.is_some_and(|deadline| Instant::now() >= deadline);
-            if over || batch.stop.is_cancelled() {
+            let ends = self.options.stop_at_failure && !failures.is_empty();
+            if over || ends || batch.stop.is_cancelled() {
                 let (code, text) = match over {
                     true => (FailureCode::Timeout, "its group's time was over before it was sent"),
+                    false if ends => (FailureCode::Cancelled, "not sent, for an item before it failed"),
                     false => (FailureCode::Cancelled, "cancelled before it was sent"),
                 };
                 let rest = (row + 1)..batch.rows() as u32;
@@ -262,6 +320,11 @@ impl PythonSession {
         let source_rows = fans_out.then_some(owners);
         Ok(BatchReply { output, source_rows, skipped: Vec::new(), failures, usage })
     }
+}
+
+/// Whether what was raised says that memory was used up.
+fn ran_out_of_memory(failure: &Failure) -> bool {
+    failure.message() == "MemoryError" || failure.message().starts_with("MemoryError: ")
 }
 
 fn strict_cast(column: &ArrayRef, kind: &arrow::datatypes::DataType, name: &str) -> Result<ArrayRef, String> {

@@ -1,6 +1,6 @@
 //! The executor: a Python step as the engine sees it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arrow::datatypes::{DataType, SchemaRef};
 use async_trait::async_trait;
@@ -17,6 +17,8 @@ use crate::session::PythonSession;
 pub struct PythonStep {
     options: Arc<PythonOptions>,
     description: StepDescription,
+    /// How the function said that it is called, where the options do not.
+    told: OnceLock<Kind>,
 }
 
 impl PythonStep {
@@ -55,7 +57,7 @@ impl PythonStep {
             connections: Vec::new(),
             fingerprint: fingerprint.finish(),
         };
-        Ok(Self { options: Arc::new(options), description })
+        Ok(Self { options: Arc::new(options), description, told: OnceLock::new() })
     }
 }
 
@@ -78,7 +80,8 @@ impl StepExecutor for PythonStep {
         }
         if self.options.kind.is_none() {
             // A function of a workflow's text is looked for when that is checked, not when its first item has come.
-            PythonSession::check(&self.options, context).await?;
+            let kind = PythonSession::check(&self.options, context).await?;
+            let _ = self.told.set(kind);
         }
         Ok(self.options.output.clone())
     }
@@ -88,7 +91,7 @@ impl StepExecutor for PythonStep {
     }
 
     fn cost(&self, batch: &ItemBatch) -> CallCost {
-        let calls = match self.options.kind {
+        let calls = match self.options.kind.or_else(|| self.told.get().copied()) {
             Some(Kind::Batch) => 1,
             _ => u32::try_from(batch.rows()).unwrap_or(u32::MAX),
         };

@@ -4,7 +4,7 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
+use arrow::array::{Array as _, ArrayRef, RecordBatch, RecordBatchOptions};
 use arrow::buffer::Buffer;
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -102,18 +102,33 @@ pub(crate) fn plain_schema(schema: &Schema) -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
+/// Bytes of a batch, without those of the arrays that it is a part of.
+pub(crate) fn slice_bytes(batch: &RecordBatch) -> usize {
+    batch.columns().iter().map(|column| column.to_data().get_slice_memory_size().unwrap_or(0)).sum()
+}
+
 /// A batch as an IPC stream.
 pub(crate) fn encode(batch: &RecordBatch, schema: &SchemaRef) -> Result<Vec<u8>, ArrowError> {
+    let mut bytes = Vec::with_capacity(slice_bytes(batch) + 1024);
+    write_batch(&mut bytes, batch, schema)?;
+    Ok(bytes)
+}
+
+/// Writes a batch as an IPC stream.
+pub(crate) fn write_batch(
+    sink: &mut impl std::io::Write,
+    batch: &RecordBatch,
+    schema: &SchemaRef,
+) -> Result<(), ArrowError> {
     let columns = batch.columns().iter().zip(schema.fields()).map(|(column, field)| {
         if column.data_type() == field.data_type() { Ok(column.clone()) } else { cast(column, field.data_type()) }
     });
     let columns: Vec<ArrayRef> = columns.collect::<Result<_, _>>()?;
     let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
     let batch = RecordBatch::try_new_with_options(schema.clone(), columns, &options)?;
-    let mut writer = StreamWriter::try_new(Vec::with_capacity(batch.get_array_memory_size() + 1024), schema)?;
+    let mut writer = StreamWriter::try_new(sink, schema)?;
     writer.write(&batch)?;
-    writer.finish()?;
-    writer.into_inner()
+    writer.finish()
 }
 
 /// A schema as an IPC stream without batches.
@@ -124,9 +139,9 @@ pub(crate) fn encode_schema(schema: &SchemaRef) -> Result<Vec<u8>, ArrowError> {
 }
 
 /// The one batch of an IPC stream; its columns are parts of `bytes`, not copies.
-pub(crate) fn decode(bytes: Vec<u8>) -> Result<RecordBatch, Broken> {
+pub(crate) fn decode(bytes: Buffer) -> Result<RecordBatch, Broken> {
     let decoded = std::panic::catch_unwind(AssertUnwindSafe(|| -> Result<Option<RecordBatch>, ArrowError> {
-        let (mut left, mut decoder) = (Buffer::from_vec(bytes), StreamDecoder::new());
+        let (mut left, mut decoder) = (bytes, StreamDecoder::new());
         while !left.is_empty() {
             if let Some(batch) = decoder.decode(&mut left)? {
                 return Ok(Some(batch));

@@ -5,4 +5,5 @@
 
 mod conforms;
 mod functions;
+mod shared_memory;
 mod support;

@@ -22,12 +22,13 @@ from ._errors import (
     EnvironmentFailure,
     InternalError,
     RowmillError,
+    RowmillWarning,
     StepError,
     WorkflowError,
 )
 from ._expr import Expr, col, lit, when
 from ._files import read_csv, read_ipc, read_json, read_parquet
-from ._frame import DataFrame, GroupBy
+from ._frame import Collected, DataFrame, GroupBy
 from ._interchange import from_arrow, from_pandas, from_polars, from_pydict, from_pylist
 from ._native import __version__
 from ._runs import Run, SinkRun, StepRun, run, runs
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cancelled",
+    "Collected",
     "DataError",
     "DataFrame",
     "EnvironmentFailure",
@@ -46,6 +48,7 @@ __all__ = [
     "GroupBy",
     "InternalError",
     "RowmillError",
+    "RowmillWarning",
     "Run",
     "SinkRun",
     "Step",

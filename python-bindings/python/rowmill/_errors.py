@@ -67,6 +67,10 @@ class StepError(DataError):
     fields: dict[str, str] = {}
 
 
+class RowmillWarning(UserWarning):
+    """Something that a query did and that its result does not show, such as rows that were put aside."""
+
+
 class Cancelled(RowmillError):
     """The run was cancelled; nothing was published."""
 
@@ -92,9 +96,11 @@ def from_raised(text: str, cause: BaseException) -> BaseException:
         return cause
     if isinstance(cause, RowmillError):
         return cause
+    from ._functions import trimmed
+
     report = {"code": "RM0600", "severity": "error", "fault": "data", "message": text, "help": []}
     error = StepError(text, [report], "data")
-    error.__cause__ = cause
+    error.__cause__ = trimmed(cause)
     return error
 
 
@@ -107,6 +113,18 @@ def from_failure(text: str, code: str, help: str, fields: list[tuple[str, str]])
         for name, value in fields:
             error.add_note(f"{name} of the worker process:\n{value}")
     return error
+
+
+def put_aside(step: str, rows: int) -> None:
+    """Called by the native module: a query put rows aside that nobody asked for."""
+    import warnings
+
+    text = (
+        f"`{step}` put {rows:,} row{'' if rows == 1 else 's'} aside (on_error=\"dead_letter\"); "
+        "collect_with_failures() gives them and why"
+    )
+    # From a thread of the engine there is no line to name. Without a registry each query is told of.
+    warnings.warn_explicit(text, RowmillWarning, "rowmill", 0, registry={})
 
 
 def cancelled() -> Cancelled:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 from . import _native
 from ._display import in_notebook, schema_html, table_html, table_text
@@ -14,6 +14,30 @@ if TYPE_CHECKING:
     import pandas
     import polars
     import pyarrow
+
+
+#: What other libraries call it, and what it is called here.
+_ELSEWHERE = {
+    "groupby": "group_by", "assign": "with_columns", "with_column": "with_columns", "merge": "join", "apply": "map",
+    "query": "filter", "sort_values": "sort", "orderBy": "sort", "order_by": "sort", "drop_duplicates": "distinct(*columns)",
+    "dtypes": "schema", "shape": "count() and columns", "height": "count()", "len": "count()", "lazy": "the frame itself",
+    "take": "limit", "iter_rows": "to_pylist", "iterrows": "to_pylist", "to_dict": "to_pydict", "to_csv": "write_csv",
+    "to_parquet": "write_parquet", "sink_parquet": "write_parquet", "concat": "union", "map_elements": "map",
+    "map_rows": "map", "with_row_index": "with_columns(index=functions.row_number().over())", "unnest": "explode",
+    "describe": "agg(...)", "mean": 'agg(col("x").mean())', "sum": 'agg(col("x").sum())', "fillna": "with_columns(x=col(\"x\").fill_null(0))",
+    "fill_null": "with_columns(x=col(\"x\").fill_null(0))", "dropna": 'filter(col("x").is_not_null())',
+    "drop_nulls": 'filter(col("x").is_not_null())',
+}  # fmt: skip
+
+
+class Collected(NamedTuple):
+    """What :meth:`DataFrame.collect_with_failures` gives."""
+
+    #: The rows of the frame.
+    rows: pyarrow.Table
+    #: By step, the rows that it put aside: their columns, then `error_outcome`, `error_code`, `error_message`,
+    #: `error_status`, `error_attempts` and `error_details` (JSON: a traceback, what a process printed).
+    failures: dict[str, pyarrow.Table]
 
 
 class DataFrame:
@@ -73,6 +97,24 @@ class DataFrame:
         return pyarrow.table(self._native.collect())
 
     to_arrow = collect
+
+    def collect_with_failures(self) -> Collected:
+        """All rows, and beside them those that steps with `on_error="dead_letter"` put aside, by the steps' names.
+
+        `rows, failures = frame.collect_with_failures()`: what failed can be corrected and sent through again, as
+        `rowmill.from_arrow(failures["score"])`. Other ways to compute such a frame leave these rows out, with a
+        :class:`rowmill.RowmillWarning` that says how many.
+        """
+        import pyarrow
+
+        rows, aside = _native.collect_with_failures(self._native)
+        failures: dict[str, pyarrow.Table] = {}
+        for name, batches in aside:
+            at, unique = 2, name
+            while unique in failures:
+                at, unique = at + 1, f"{name}_{at}"
+            failures[unique] = pyarrow.table(batches)
+        return Collected(pyarrow.table(rows), failures)
 
     def to_batches(self) -> Iterator[pyarrow.RecordBatch]:
         """Batches as they are computed; a few wait at most. Leaving the loop early ends the query."""
@@ -148,6 +190,22 @@ class DataFrame:
                 raise KeyError(f"the frame has no column `{key}`; it has {', '.join(self.columns)}")
             return _column_or_expr(key)
         return self.select(*key)
+
+    def __iter__(self) -> Any:
+        raise TypeError("a frame is lazy; go through to_batches(), to_pylist() (rows) or columns (names)")
+
+    def __getattr__(self, name: str) -> Any:
+        # Asked only for what is not there.
+        if name.startswith("_"):
+            raise AttributeError(name)
+        known = _ELSEWHERE.get(name)
+        if known is None and name in self.columns:
+            known = f'df["{name}"] or col("{name}")'
+        if known is None:
+            import difflib
+
+            known = next(iter(difflib.get_close_matches(name, [of for of in dir(type(self)) if of[0] != "_"], 1)), None)
+        raise AttributeError(f"a frame has no attribute `{name}`" + (f"; use {known}" if known else ""))
 
     def with_columns(self, *exprs: Any, **named: Any) -> DataFrame:
         """All columns, and these beside them or in place of those of the same name."""
@@ -236,7 +294,7 @@ class DataFrame:
         return self._then(self._native.except_(_native_frame(other)))
 
     def explode(self, *columns: str) -> DataFrame:
-        """One row for each element of the lists in these columns; null lists give one row of null."""
+        """One row for each element of the lists in these columns; a null list gives one row of null, an empty one none."""
         names = _flat(columns)
         self._know(names)
         return self._then(self._native.explode(names))

@@ -24,6 +24,8 @@ def from_arrow(data: Any) -> DataFrame:
 
 def from_pandas(frame: pandas.DataFrame, *, index: bool = False) -> DataFrame:
     """A frame over a pandas frame; its index becomes columns only if `index`."""
+    if not hasattr(frame, "columns") or not hasattr(frame, "index"):
+        raise TypeError(f"from_pandas() takes a pandas DataFrame, not {type(frame).__name__}")
     import pyarrow
 
     return from_arrow(pyarrow.Table.from_pandas(frame, preserve_index=index).replace_schema_metadata(None))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import _native
+from ._errors import WorkflowError
 from ._expr import _literal
 from ._frame import DataFrame
 from ._interchange import frame_of
@@ -29,7 +30,14 @@ def sql(query: str, *, params: Mapping[str, Any] | None = None, **frames: Any) -
         if value is not None:
             found[name] = frame_of(value)._native
     given = {name: _literal(value) for name, value in (params or {}).items()}
-    return DataFrame(_native.sql(query, found, given), query)
+    try:
+        return DataFrame(_native.sql(query, found, given), query)
+    except WorkflowError as error:
+        if error.code != "RM0302":
+            raise
+        help = "tables are keyword arguments, variables that hold a frame, and files by their quoted paths"
+        error.reports[0]["help"] = [*error.help, help]
+        raise WorkflowError(f"{error}\n = help: {help}", error.reports, error.fault) from None
 
 
 def _variable(caller: Any, name: str) -> Any:

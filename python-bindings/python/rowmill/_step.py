@@ -21,11 +21,12 @@ from ._functions import (
     flavors_of,
     hints_of,
     kind_of,
+    logging_of,
     parameters_of,
     schema_of,
     type_of,
 )
-from ._step_options import OPTIONS, cache_policy, max_errors, rate_per_s, size_bytes
+from ._step_options import OPTIONS, cache_policy, max_errors, rate_per_s, size_bytes, whole_rate
 
 
 @overload
@@ -69,8 +70,9 @@ def step(function: Any = None, *, returns: Any = None, **options: Any) -> Any:
         batch: rows of a call, exactly (the last one has fewer).
         effects: what calling it again means: `"pure"`, `"idempotent"`, or `"once"`. Only what is not `"once"` can be
             retried or cut in two to find a bad row.
-        on_error: what becomes of a row that fails: `"fail"` (the query does), `"skip"` (the row goes), `"default"`, or in
-            workflows `"dead_letter"` (the row goes, and is kept in the run's ledger).
+        on_error: what becomes of a row that fails: `"fail"` (the query does), `"skip"` (the row goes), `"default"`, or
+            `"dead_letter"` (the row is put aside with what went wrong: in the ledger of a workflow's run, or for
+            :meth:`DataFrame.collect_with_failures`).
         default: the value of rows that failed, with `on_error="default"`.
         retries: further attempts at a row (a batch, in functions over batches) that failed.
         in_flight: calls at a time, of an async function.
@@ -87,7 +89,9 @@ def step(function: Any = None, *, returns: Any = None, **options: Any) -> Any:
             what it calls. Not for effects `"once"`.
         rate_limit: calls in a second, as a number or such as `"100/s"` and `"3000/min"`. A function over batches is
             called once for each batch.
-        resources: the class of machine, in workflows: `"cpu"`, `"memory"`, `"io"`, `"gpu"` or a name of yours.
+        resources: the class of machine that it needs: `"cpu"`, `"memory"`, `"io"`, `"gpu"` or a name of yours. A step of
+            a workflow is placed by it; a frame is computed in this process, which serves every class, and shows it in
+            its plan.
 
     Use it on columns, `df.select(f(col("x")))`, or on rows, `df.map(f)`.
     """
@@ -161,7 +165,8 @@ class Step:
 
     def _spec(self, reads: list[str]) -> dict[str, Any] | None:
         """What the engine's step operator is told; None where the function is simply called."""
-        if self.workers is None and (self._cache, self._rate, self._max_errors) == (None, None, None):
+        plain = (self._cache, self._rate, self._max_errors) == (None, None, None)
+        if self.workers is None and plain and self.policy.on_error != "dead_letter":
             return None
         import os
         import sys
@@ -174,7 +179,7 @@ class Step:
             "name": self.name, "kind": self._kind, "effects": self.effects, "workers": self.workers,
             "on_error": self.policy.on_error, "retries": self.policy.retries, "max_errors": self._max_errors,
             "default": self._default_row() if self.policy.on_error == "default" else None,
-            "rate": self._rate, "cache": self._cache, "group_rows": rows, "source": self._source(),
+            "rate": self._rate, "cache": self._cache, "group_rows": rows, "class": self.resources, "source": self._source(),
         }  # fmt: skip
         if self.workers is None:
             said["pickle"] = self._pickle() if self._cache else b""
@@ -184,13 +189,11 @@ class Step:
             "worker": os.path.join(os.path.dirname(os.path.abspath(__file__)), "_worker.py"),
             "sys_path": [path or os.getcwd() for path in sys.path], "many": self.many,
             "flavors": [self._flavors.get(name, "arrow") for name in reads], "in_flight": self.in_flight,
-            "memory_bytes": self._memory, "timeout_s": self.options.get("timeout"),
+            "memory_bytes": self._memory, "timeout_s": self.options.get("timeout"), "logging": logging_of(),
         }  # fmt: skip
 
     def _in_workflow(self, source: str, resources: str | None) -> dict[str, Any]:
         """What a workflow's text says of this step over the rows of `source`."""
-        if self._rate is not None:
-            raise ValueError("rate_limit= is for df.map(); steps of workflows are limited by the connections that they name")
         if self.options.get("in_flight") is not None and self._kind not in ("async", "async_generator"):
             raise ValueError("in_flight= is for async functions; workers= says how many processes there are")
         flavored = self._kind == "batch" and not self._flavors
@@ -199,6 +202,7 @@ class Step:
             "from": source, "function": function if isinstance(function, str) else _native.bring(self.name, function),
             "reads": [name for name, of in self._parameters.items() if of.default is of.empty], "output": self.schema, "given": "arrow" if flavored else None,
             "fan_out": self._kind in ("generator", "async_generator"), "calls": self.options.get("in_flight"),
+            "rate": None if self._rate is None else whole_rate(self._rate),
             "memory_bytes": self._memory, "timeout_s": self.options.get("timeout"), "effects": self.effects,
             "on_error": self.policy.on_error, "retries": self.policy.retries, "max_errors": self._max_errors,
             "default": self._default_row() if self.policy.on_error == "default" else None,
@@ -219,16 +223,26 @@ class Step:
             return ""
 
     def _pickle(self) -> bytes:
+        import sys
+
         import cloudpickle
 
-        return cloudpickle.dumps(self.function)
+        # In a process that multiprocessing spawned, the program's own file is a module that nobody else can import.
+        spawned = sys.modules.get("__mp_main__")
+        if spawned is None or spawned.__name__ != "__mp_main__":
+            return cloudpickle.dumps(self.function)
+        cloudpickle.register_pickle_by_value(spawned)
+        try:
+            return cloudpickle.dumps(self.function)
+        finally:
+            cloudpickle.unregister_pickle_by_value(spawned)
 
     def _travelling(self) -> str | bytes:
         """How a worker finds the function: by module and name, where that leads to it, or pickled."""
         import importlib
 
         module, path = getattr(self.function, "__module__", None), getattr(self.function, "__qualname__", "")
-        if module and module != "__main__" and "<" not in path:
+        if module and module not in ("__main__", "__mp_main__") and "<" not in path:
             try:
                 found: Any = importlib.import_module(module)
                 for part in path.split("."):
@@ -305,7 +319,7 @@ class Step:
             if self._warm is not None:
                 return self._warm(*arguments)
             return self.function(*arguments, **named)
-        if self._kind in ("generator", "async_generator") or self.policy.on_error == "skip":
+        if self._kind in ("generator", "async_generator") or self.policy.on_error in ("skip", "dead_letter"):
             raise TypeError(f"`{self.name}` does not give one value for each row; use df.map({self.name})")
         if self.many:
             raise TypeError(f"`{self.name}` makes several columns; use df.map({self.name})")
@@ -346,25 +360,16 @@ class Step:
         for name in reads:
             self._check(name, columns[name])
         native = _native.map_frame(
-            frame._native, self.name, self._adapter(reads), reads, self.schema, True, self._rows(), self._spec(reads)
-        )
+            frame._native, self.name, self._adapter(reads), reads, self.schema, True, self._rows(), self._spec(reads),
+            self.resources,
+        )  # fmt: skip
         return DataFrame(native)
 
     def _placed(self) -> None:
-        """Refuses what only a workflow can do, or only worker processes."""
+        """Refuses what only worker processes can do."""
         for option in ("memory", "timeout"):
             if option in self.options and self.workers is None:
                 raise ValueError(f"{option}= is for worker processes; say workers= too")
-        if self.policy.on_error == "dead_letter":
-            raise ValueError(
-                'on_error="dead_letter" keeps rows in the ledger of a run, which frames do not have; '
-                'use Workflow.step(...), or on_error="skip"'
-            )
-        if self.resources is not None:
-            raise ValueError(
-                f"resources={self.resources!r} places a step of a workflow, and frames run in this process; "
-                "use Workflow.step(...), or leave it out"
-            )
 
     def _check(self, name: str, kind: str) -> None:
         """Whether a column can be what the annotation says, before anything runs."""

@@ -57,6 +57,17 @@ def rate_per_s(said: str | float | None) -> float | None:
     return rate
 
 
+def whole_rate(rate: float) -> tuple[int, int]:
+    """A rate as whole calls in a time of so many seconds, as the text of a workflow says it."""
+    for seconds in (1, 60, 3600):
+        calls = rate * seconds
+        if calls >= 1 and abs(calls - round(calls)) < 1e-9 * calls:
+            return round(calls), seconds
+    if rate * 3600 < 1:
+        raise ValueError("rate_limit is less than one call in an hour, which the text of a workflow cannot say")
+    return int(rate * 3600), 3600
+
+
 def max_errors(said: int | float | str | None) -> tuple[float, bool] | None:
     """`100` rows, or a share such as `"1%"` or `0.01`: the number, and whether it is a share."""
     if said is None:

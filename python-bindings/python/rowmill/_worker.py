@@ -1,7 +1,7 @@
 """The other side of `rowmill-step-python`: loads a function, reads groups of items, writes what became of them.
 
 Runs as `python -m rowmill._worker`, or as a file of its own, which needs pyarrow and nothing else. The frames are
-described in `executors/python/src/lib.rs`.
+described in `executors/python/src/lib.rs`, the memory that is shared in `_shared.py`.
 """
 
 from __future__ import annotations
@@ -17,20 +17,26 @@ import pyarrow as pa
 
 if __package__:
     from . import _functions
+    from ._shared import Shared
 else:
     # As a file: the package, with its native module, stays unloaded, and its folder is no place to look for modules.
     import importlib.util
 
     _here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != _here]
-    _folder = os.path.join(_here, "_functions")
-    _spec = importlib.util.spec_from_file_location(
-        "rowmill_functions", os.path.join(_folder, "__init__.py"), submodule_search_locations=[_folder]
-    )
-    assert _spec is not None and _spec.loader is not None
-    _functions = importlib.util.module_from_spec(_spec)
-    sys.modules["rowmill_functions"] = _functions
-    _spec.loader.exec_module(_functions)
+
+    def _beside(name: str, path: str, folder: str | None = None) -> Any:
+        spec = importlib.util.spec_from_file_location(
+            name, os.path.join(_here, path), submodule_search_locations=None if folder is None else [folder]
+        )
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        return module
+
+    _functions = _beside("rowmill_functions", "_functions/__init__.py", os.path.join(_here, "_functions"))
+    Shared = _beside("rowmill_shared", "_shared.py").Shared  # type: ignore[misc]
 
 MAGIC = b"RMW1"
 PREFIX = struct.Struct("<4sIQ")
@@ -65,6 +71,7 @@ def load(head: dict[str, Any], body: memoryview) -> Any:
     and no more, what a class needs is not made."""
     split = len(body) - head["pickle_bytes"]
     schema = pa.ipc.open_stream(pa.py_buffer(body[:split])).schema
+    _functions.start_logging(head.get("logging"))
     sys.path[:0] = head["sys_path"]
     if head["function"] is None:
         import pickle
@@ -93,12 +100,32 @@ def load(head: dict[str, Any], body: memoryview) -> Any:
     return _functions.RowStep(function, kind, head["what"], schema, flavors, head["many"], policy, head["in_flight"])
 
 
-def answer(step: Any, batch: pa.RecordBatch) -> tuple[dict[str, Any], tuple[Any, ...]]:
+def answer(step: Any, batch: pa.RecordBatch, shared: Shared | None, held: list[int]) -> tuple[dict[str, Any], tuple[Any, ...]]:
     """What became of one group: head and body."""
     made, failures = step.collect(batch)
+    head: dict[str, Any] = {"failures": [[row, _functions.raised(error)] for row, error in failures]}
+    if shared is not None:
+        try:
+            head["at"] = shared.put(made, held)
+        except OSError as error:
+            # No memory is left for it: the pipe needs none.
+            shared.works, head["unshared"] = False, str(error)
+        if head.get("at") is not None:
+            return head, ()
     # The messages of an IPC stream, each made in one piece.
-    body = (memoryview(made.schema.serialize()), memoryview(made.serialize()), END)
-    return {"failures": [[row, _functions.raised(error)] for row, error in failures]}, body
+    return head, (memoryview(made.schema.serialize()), memoryview(made.serialize()), END)
+
+
+def work(step: Any, head: dict[str, Any], body: memoryview, shared: Shared | None) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    """Answers one group. Nothing of the group is held when this is over, but by the function itself."""
+    try:
+        place = head.get("at")
+        lies = pa.py_buffer(body) if shared is None or place is None else shared.get(place)
+        batch = next(iter(pa.ipc.open_stream(lies)))
+        del lies
+        return answer(step, batch, shared, head.get("held") or [])
+    except Exception as error:
+        return {"failed": _functions.raised(error)}, ()
 
 
 def serve(source: BinaryIO, sink: BinaryIO) -> int:
@@ -106,22 +133,27 @@ def serve(source: BinaryIO, sink: BinaryIO) -> int:
     first = read_frame(source)
     if first is None:
         return 0
+    shared, unshared = Shared.of(first[0].get("shared"))
     try:
         step = load(*first)
     except BaseException as error:
         write_frame(sink, {"failed": _functions.raised(error)})
         return 0
-    write_frame(sink, {"ready": True, "kind": step.kind})
+    write_frame(sink, {"ready": True, "kind": step.kind, "unshared": unshared})
     while True:
         frame = read_frame(source)
         if frame is None:
             return 0
         try:
-            batch = next(iter(pa.ipc.open_stream(pa.py_buffer(frame[1]))))
-            head, body = answer(step, batch)
-        except Exception as error:
-            head, body = {"failed": _functions.raised(error)}, ()
-        write_frame(sink, head, body)
+            head, body = work(step, *frame, shared)
+            del frame
+            if shared is not None:
+                head["held"] = shared.held()
+            write_frame(sink, head, body)
+        except MemoryError:
+            # There is no room left to say more; who started this process starts another one.
+            os.write(2, b"MemoryError: the worker process has used up its memory\n")
+            os._exit(1)
 
 
 def main() -> int:

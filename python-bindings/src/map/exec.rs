@@ -47,6 +47,9 @@ impl PythonExec {
 impl DisplayAs for PythonExec {
     fn fmt_as(&self, _kind: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PythonExec: {}", self.shape.call.name)?;
+        if let Some(class) = &self.shape.class {
+            write!(f, ", class={class}")?;
+        }
         match self.shape.batch_rows {
             Some(rows) => write!(f, ", batch={rows}"),
             None => Ok(()),

@@ -29,6 +29,7 @@ use crate::cdata;
 use crate::errors::from_engine;
 use crate::frame::PyFrame;
 use crate::items::Items;
+use crate::letters::Aside;
 use allocator::keep_freed_memory;
 use call::Call;
 use exec::PythonExec;
@@ -69,7 +70,8 @@ impl TableProvider for MapTable {
                     Place::Answer(at) => (*at, true),
                 });
                 let places: Vec<_> = places.collect();
-                items.plan(input, &shape.reads, &shape.call.schema, &places, &shape.schema).await?
+                let aside = state.config().get_extension::<Aside>();
+                items.plan(input, &shape.reads, &shape.call.schema, &places, &shape.schema, aside).await?
             }
         };
         let Some(columns) = projection else { return Ok(plan) };
@@ -85,7 +87,7 @@ impl TableProvider for MapTable {
 /// A frame of what a function makes of another: `reads` are the columns that it is given, `schema` (an object with
 /// `__arrow_c_schema__`) those that it answers with, which come beside the others if `keep`.
 #[pyfunction]
-#[pyo3(signature = (frame, name, function, reads, schema, keep, batch_rows, items = None))]
+#[pyo3(signature = (frame, name, function, reads, schema, keep, batch_rows, items = None, class_ = None))]
 #[expect(clippy::too_many_arguments, reason = "they are keywords in Python, where this is called once")]
 pub(crate) fn map_frame(
     py: Python<'_>,
@@ -97,6 +99,7 @@ pub(crate) fn map_frame(
     keep: bool,
     batch_rows: Option<usize>,
     items: Option<&Bound<'_, PyDict>>,
+    class_: Option<String>,
 ) -> PyResult<PyFrame> {
     keep_freed_memory();
     if batch_rows == Some(0) {
@@ -121,7 +124,7 @@ pub(crate) fn map_frame(
         .transpose()?
         .map(Arc::new);
     let shape = Shape::try_new(call, &input, &reads, keep, batch_rows).map_err(|error| from_engine(py, &error))?;
-    let shape = Shape { items, ..shape };
+    let shape = Shape { items, class: class_, ..shape };
     let table = MapTable { input: frame.plan.clone(), shape: Arc::new(shape) };
     PyFrame::of_table(Arc::clone(&frame.shared), Arc::new(table)).map_err(|error| from_engine(py, &error))
 }

@@ -36,6 +36,8 @@ pub(super) struct Shape {
     pub(super) batch_rows: Option<usize>,
     /// What holds for its items, where the engine's step operator calls the function.
     pub(super) items: Option<Arc<Items>>,
+    /// The class of machine that it was said to need, which this process serves whatever it is.
+    pub(super) class: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +79,7 @@ impl Shape {
             }
         }
         let schema = Arc::new(Schema::new(Fields::from(fields)));
-        Ok(Shape { call, reads, keep, output, schema, batch_rows, items: None })
+        Ok(Shape { call, reads, keep, output, schema, batch_rows, items: None, class: None })
     }
 
     /// The function over one batch.

@@ -95,6 +95,7 @@ pub async fn describe(step: &Step, input: &SchemaRef, bound: &Bound, host: &Host
             input: Arc::clone(input),
             policy,
             connections: description.connections.clone(),
+            calls_per_second: step.kind.calls_per_second(),
             cache,
             tally: Arc::new(Tally::default()),
             executor,

@@ -20,7 +20,7 @@ use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool, MemoryReser
 use parking_lot::Mutex;
 use rowmill_cache::Freshness;
 use rowmill_items::{Ledger, OperatorParts, StepCache, StepOperator, StepPolicy, Tally};
-use rowmill_limits::{LimitRegistry, LimitSettings};
+use rowmill_limits::{ConnectionLimits, LimitRegistry, LimitSettings};
 use rowmill_step::{
     Connections, Redactor, Reserve, SharedClients, StaticConnections, StepContext, StepExecutor, StepFactory, StepShape,
 };
@@ -104,6 +104,8 @@ pub struct Call {
     pub policy: StepPolicy,
     /// Connections that it uses.
     pub connections: Vec<Arc<str>>,
+    /// Calls in a second that the step's own text allows, of all its processes together.
+    pub calls_per_second: Option<f64>,
     /// Its cache, and how long an entry lives.
     pub cache: Option<(StepCache, Option<Duration>)>,
     /// Its counts.
@@ -169,6 +171,10 @@ impl RunScope {
                 let limit = self.host.limits.get(&self.host.tenant, name, settings);
                 limits.push(limit.map_err(|error| error.to_string())?);
             }
+        }
+        if let Some(rate) = call.calls_per_second {
+            let settings = LimitSettings { requests_per_second: Some(rate), ..LimitSettings::default() };
+            limits.push(ConnectionLimits::new(&call.step, settings).map_err(|error| error.to_string())?);
         }
         StepOperator::try_new(OperatorParts {
             executor: Arc::clone(&call.executor),

@@ -124,6 +124,43 @@ pub fn planning_error(step: &str, text: &MappedText, error: &DataFusionError) ->
     report
 }
 
+/// The same for a query that stands in no workflow, so that there is no text to point into; `before` begins the message.
+pub fn unplaced(before: &str, error: &DataFusionError) -> Diagnostic {
+    let of = |code, message: &str, help: Option<String>| {
+        let report = Diagnostic::error(code, format!("{before}{message}"));
+        match help {
+            Some(help) => report.help(help),
+            None => report,
+        }
+    };
+    if let DataFusionError::SQL(error, _) = error {
+        return match error.as_ref() {
+            ParserError::ParserError(message) | ParserError::TokenizerError(message) => {
+                of("RM0301", &lower_first(message), None)
+            }
+            ParserError::RecursionLimitExceeded => of("RM0301", "it is nested too deeply", None),
+        };
+    }
+    match schema_error(error) {
+        Some(SchemaError::FieldNotFound { field, valid_fields }) => {
+            let near = nearest(&field.name, valid_fields.iter().map(|column| column.name.as_str()));
+            let help = near.map_or_else(|| known_columns(valid_fields), |other| format!("did you mean `{other}`?"));
+            return of("RM0304", &format!("there is no column `{}`", field.name), Some(help));
+        }
+        Some(SchemaError::AmbiguousReference { field }) => {
+            let message = format!("column `{}` is in more than one table", field.name);
+            return of("RM0305", &message, Some("put the table's name before it".to_owned()));
+        }
+        _ => {}
+    }
+    let message = clean(&clean(&error.strip_backtrace()));
+    if let Some(table) = message.strip_prefix("table '").and_then(|rest| rest.strip_suffix("' not found")) {
+        return of("RM0302", &format!("there is no table `{}`", table.rsplit('.').next().unwrap_or(table)), None);
+    }
+    let (code, message, help) = classify(&message);
+    of(code, &lower_first(&logical_words(&message)), help)
+}
+
 fn known_columns(valid: &[Column]) -> String {
     let mut names: Vec<&str> = valid.iter().map(|column| column.name.as_str()).collect();
     names.dedup();

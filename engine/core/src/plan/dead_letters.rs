@@ -144,7 +144,7 @@ impl ExecutionPlan for DeadLettersExec {
                     drop(batch?);
                 }
             }
-            let read = tokio::task::spawn_blocking(move || read(&letters, &schema)).await;
+            let read = tokio::task::spawn_blocking(move || read_letters(&letters, &schema)).await;
             read.map_err(|error| DataFusionError::ExecutionJoin(Box::new(error)))?
         };
         let stream = futures::stream::once(batches)
@@ -154,7 +154,11 @@ impl ExecutionPlan for DeadLettersExec {
     }
 }
 
-fn read(letters: &Letters, schema: &SchemaRef) -> Result<Vec<RecordBatch>> {
+/// Reads the letters of a step that has come to its end; `schema` is what [`letters_schema`] makes of its items'.
+///
+/// # Errors
+/// When the ledger cannot be read, or is of other items.
+pub fn read_letters(letters: &Letters, schema: &SchemaRef) -> Result<Vec<RecordBatch>> {
     let external = |error| DataFusionError::External(Box::new(error));
     let files = match letters {
         Letters::Live(ledger) => ledger.finish().map_err(external)?.into_iter().collect(),

@@ -8,7 +8,7 @@ use crate::config::Secret;
 use crate::model::{
     CachePolicy, CommandFormat, CommandStep, Effects, GpuStep, HttpBody, HttpMany, HttpStep, ItemPolicy, JsonTemplate,
     Limit, LookupStep, Matches, MaxErrors, Metric, ModelDevice, ModelStep, OnError, OnMissing, OutputColumn,
-    PythonGiven, PythonStep, ResponseColumn, ResponseSource, Retry, RowOrder, StepKind,
+    PythonGiven, PythonStep, Rate, ResponseColumn, ResponseSource, Retry, RowOrder, StepKind,
 };
 use crate::names::normalize;
 use crate::read::RawValue;
@@ -269,6 +269,12 @@ impl PythonStep {
     /// Gives any number of rows for an item.
     pub fn fan_out(mut self) -> Self {
         self.fan_out = some(true);
+        self
+    }
+
+    /// Calls in a time, of all processes together.
+    pub fn rate_limit(mut self, rate: Rate) -> Self {
+        self.rate_limit = some(rate);
         self
     }
 

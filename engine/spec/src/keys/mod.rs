@@ -85,6 +85,8 @@ pub(crate) enum Shape {
     Duration,
     /// A size such as `4MB`.
     Size,
+    /// Calls in a time, such as `50/s`.
+    Rate,
     /// A share such as `1%`.
     Share,
     /// A number, at least 1.

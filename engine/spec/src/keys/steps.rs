@@ -316,6 +316,11 @@ pub(crate) const PYTHON: Table = Table {
         key("fan_out", Shape::Bool, "Whether it gives any number of rows for an item, as a generator does (false)."),
         key("calls", Shape::Count(1), "Calls of an async function at a time, in each process (256)."),
         key(
+            "rate_limit",
+            Shape::Rate,
+            "Calls in a time, of all processes together: `50/s`, `3000/min`, `10/h` (no limit). One that is given columns is called once for each group.",
+        ),
+        key(
             "version",
             Shape::Text,
             "Tells one version of the function from another, for caches; beside it, the text of a module in the workflow's folder does.",

@@ -53,7 +53,7 @@ pub use items::{
 };
 pub use steps::{
     CommandFormat, CommandStep, HttpBody, HttpMany, HttpStep, JsonTemplate, Limit, LookupStep, Matches, OnMissing,
-    OutputColumn, PythonGiven, PythonStep, ResponseColumn, ResponseSource, ResultMatch,
+    OutputColumn, PythonGiven, PythonStep, Rate, ResponseColumn, ResponseSource, ResultMatch,
 };
 
 /// A workflow: a named DAG of steps between sources and sinks.
@@ -291,6 +291,14 @@ impl StepKind {
             StepKind::Python(python) => Some(&python.from),
             StepKind::Gpu(gpu) => Some(&gpu.from),
             StepKind::Model(model) => Some(&model.from),
+        }
+    }
+
+    /// Calls in a second that its own text allows; none where it says nothing.
+    pub fn calls_per_second(&self) -> Option<f64> {
+        match self {
+            StepKind::Python(python) => python.rate_limit.as_ref().map(|rate| rate.value.per_second()),
+            _ => None,
         }
     }
 

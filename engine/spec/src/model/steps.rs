@@ -248,6 +248,8 @@ pub struct PythonStep {
     pub fan_out: Option<Spanned<bool>>,
     /// Calls of an async function at a time, in each process.
     pub calls: Option<Spanned<u64>>,
+    /// Calls in a time, of all processes together.
+    pub rate_limit: Option<Spanned<Rate>>,
     /// Tells one version of the function from another, for caches.
     pub version: Option<Spanned<String>>,
     /// How long the function may take to load.
@@ -260,6 +262,32 @@ pub struct PythonStep {
     pub open_files: Option<Spanned<Limit>>,
     /// Bytes of the largest answer.
     pub max_answer_bytes: Option<Spanned<u64>>,
+}
+
+/// So many calls in a second, a minute or an hour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// Calls.
+    pub calls: u64,
+    /// Seconds of the time in which they may be made: 1, 60 or 3600.
+    pub seconds: u32,
+}
+
+impl Rate {
+    /// The words of times, with their seconds.
+    pub const UNITS: [(&'static str, u32); 3] = [("s", 1), ("min", 60), ("h", 3600)];
+
+    /// Calls in a second.
+    pub fn per_second(self) -> f64 {
+        self.calls as f64 / f64::from(self.seconds.max(1))
+    }
+}
+
+impl std::fmt::Display for Rate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let unit = Self::UNITS.into_iter().find(|(_, seconds)| *seconds == self.seconds).map_or("s", |(name, _)| name);
+        write!(f, "{}/{unit}", self.calls)
+    }
 }
 
 /// What a Python function is given.
@@ -449,6 +477,7 @@ impl PythonStep {
             given: None,
             fan_out: None,
             calls: None,
+            rate_limit: None,
             version: None,
             start_timeout: None,
             memory: None,

@@ -396,6 +396,7 @@ pub(crate) fn example(shape: Shape) -> String {
         Shape::TemplateList => "[some, text]".to_owned(),
         Shape::Duration => "5s".to_owned(),
         Shape::Size => "4MB".to_owned(),
+        Shape::Rate => "50/s".to_owned(),
         Shape::Share => "1%".to_owned(),
         Shape::Factor => "1.5".to_owned(),
         Shape::Statuses | Shape::StatusRanges => "[200, 404]".to_owned(),

@@ -6,11 +6,11 @@ use super::Reading;
 use crate::codes;
 use crate::config::{Secret, parse_bytes};
 use crate::diagnostic::Diagnostic;
-use crate::model::JsonTemplate;
+use crate::model::{JsonTemplate, Rate};
 use crate::names::{self, is_identifier, normalize};
 use crate::span::Spanned;
 use crate::template::Template;
-use crate::units::{parse_duration, parse_share};
+use crate::units::{parse_duration, parse_rate, parse_share};
 use crate::yaml::{Kind, Node, Scalar, Style};
 
 impl Reading<'_> {
@@ -49,6 +49,11 @@ impl Reading<'_> {
             0 => Err("it must be more than nothing".to_owned()),
             bytes => Ok(bytes),
         })
+    }
+
+    /// Calls in a time.
+    pub(super) fn rate(&mut self, node: &Node, what: &str) -> Option<Spanned<Rate>> {
+        self.parsed(node, what, "a rate such as `50/s`", parse_rate)
     }
 
     /// A share.

@@ -166,6 +166,7 @@ fn every_key_changes_the_model_and_reads_back() {
                 "      given: numpy",
                 "      fan_out: true",
                 "      calls: 8",
+                "      rate_limit: 3000/min",
                 "      version: '2'",
                 "      start_timeout: 5s",
                 "      memory: 1GB",

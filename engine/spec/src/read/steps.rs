@@ -354,6 +354,7 @@ pub(super) fn python(reading: &mut Reading<'_>, key: &Spanned<String>, node: &No
         fields.get("given").and_then(|node| reading.word(node, "`given`", PythonGiven::WORDS, PythonGiven::from_word));
     let fan_out = fields.get("fan_out").and_then(|node| reading.flag(node, "`fan_out`"));
     let calls = fields.get("calls").and_then(|node| reading.count(node, "`calls`", 1));
+    let rate_limit = fields.get("rate_limit").and_then(|node| reading.rate(node, "`rate_limit`"));
     let version = fields.get("version").and_then(|node| reading.text(node, "`version`"));
     let start_timeout = fields.get("start_timeout").and_then(|node| reading.duration(node, "`start_timeout`"));
     let mut limit = |key: &str, size: bool| limit(reading, &fields, key, size);
@@ -368,6 +369,7 @@ pub(super) fn python(reading: &mut Reading<'_>, key: &Spanned<String>, node: &No
         given,
         fan_out,
         calls,
+        rate_limit,
         version,
         start_timeout,
         memory,

@@ -254,6 +254,7 @@ impl Writer {
         self.maybe("given", &python.given, |given| given.as_str().to_owned());
         self.maybe("fan_out", &python.fan_out, |fan_out| fan_out.value.to_string());
         self.maybe("calls", &python.calls, |calls| calls.value.to_string());
+        self.maybe("rate_limit", &python.rate_limit, |rate| rate.value.to_string());
         self.maybe("version", &python.version, |version| quote(version));
         self.maybe("start_timeout", &python.start_timeout, |time| format_duration(time.value));
         self.maybe("memory", &python.memory, size);

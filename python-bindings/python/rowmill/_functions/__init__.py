@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from .batches import batches_adapter
 from .column_types import accepts, fields_of, schema_of, type_of
-from .failures import raised
+from .failures import raised, trimmed
+from .logs import logging_of, start_logging
 from .rows import Policy, RowStep
 from .signatures import asked, flavors_of, hints_of, kind_of, parameters_of
 from .warm import Warm
@@ -27,8 +28,11 @@ __all__ = [
     "flavors_of",
     "hints_of",
     "kind_of",
+    "logging_of",
     "parameters_of",
     "raised",
     "schema_of",
+    "start_logging",
+    "trimmed",
     "type_of",
 ]

@@ -78,6 +78,14 @@ def _named_type(text: str) -> pa.DataType:
     raise TypeError(f"`{text}` is no logical type; write int64, string, decimal(12, 2), timestamp(us), list<string> ...")
 
 
+def shown(kind: pa.DataType) -> str:
+    """A type as this package names it: `float64` where pyarrow says `double`."""
+    import re
+
+    names = {"double": "float64", "float": "float32", "halffloat": "float16", "date32[day]": "date"}
+    return re.sub(r"date32\[day\]|\b(double|float|halffloat)\b", lambda found: names[found.group()], str(kind))
+
+
 def fields_of(said: Any) -> dict[str, Any] | None:
     """Names and types of a TypedDict, a dataclass or a NamedTuple; None where it is none."""
     import dataclasses

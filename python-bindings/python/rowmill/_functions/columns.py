@@ -7,6 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from .column_types import shown
+
 
 def to_list(array: pa.Array) -> list[Any]:
     """A column as Python values, as fast as pyarrow and numpy allow."""
@@ -82,7 +84,7 @@ def column(value: Any, kind: pa.DataType, what: str) -> pa.Array:
             else:
                 value = pa.array(value, kind)
         except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, ValueError) as error:
-            raise TypeError(f"`{what}` answered with what is no column of {kind}: {error}") from error
+            raise TypeError(f"`{what}` answered with what is no column of {shown(kind)}: {error}") from error
         if isinstance(value, pa.ChunkedArray):
             value = value.combine_chunks()
     if value.type == kind:
@@ -90,4 +92,4 @@ def column(value: Any, kind: pa.DataType, what: str) -> pa.Array:
     try:
         return value.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise TypeError(f"`{what}` answered with a column of {value.type}, not {kind}: {error}") from error
+        raise TypeError(f"`{what}` answered with a column of {shown(value.type)}, not {shown(kind)}: {error}") from error

@@ -34,5 +34,13 @@ def raised(error: BaseException) -> dict[str, Any]:
     return {"type": type(error).__name__, "message": message, "traceback": "".join(lines), "retryable": said}
 
 
+def trimmed(error: BaseException) -> BaseException:
+    """The exception with a traceback that begins where the user's code does, if it reaches that."""
+    frames = error.__traceback__
+    while frames is not None and _is_ours(frames.tb_frame.f_code.co_filename):
+        frames = frames.tb_next
+    return error if frames is None else error.with_traceback(frames)
+
+
 def _is_ours(filename: str) -> bool:
     return os.path.basename(filename) == "_worker.py" or os.path.dirname(filename) == _HERE

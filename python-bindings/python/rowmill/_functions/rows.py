@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from .batches import as_batch
+from .column_types import shown
 from .columns import FLAVORS, column, to_list
 from .event_loop import LOOP_LOCK, event_loop
 from .failures import RowFailure, raised
@@ -117,7 +118,7 @@ class RowStep:
 
     def _wrong(self, values: list[Any], rows: list[int] | None, error: Exception) -> Exception:
         """The same in words that name the first value that is not what was declared."""
-        said = self.schema.field(0).type if not self.many else ", ".join(f"{f.name}: {f.type}" for f in self.schema)
+        said = shown(self.schema.field(0).type) if not self.many else _columns_said(self.schema)
         for at, value in enumerate(values):
             try:
                 self._made([value])
@@ -139,7 +140,7 @@ class RowStep:
                 bad += 1
                 if self.policy.on_error == "default" and value is self.policy.default:
                     raise TypeError(f"the default of `{self.what}` is not what it answers with: {error}") from error
-                said = ", ".join(f"{field.name}: {field.type}" for field in self.schema)
+                said = _columns_said(self.schema)
                 self._settle(row, RowFailure(row, f"answered {_shown(value)}, which is no {said}"), kept, kept_rows)
             else:
                 kept.append(value)
@@ -338,6 +339,10 @@ class RowStep:
     def _default_of(self, field: pa.Field) -> Any:
         default = self.policy.default
         return default.get(field.name) if self.many and isinstance(default, dict) else default
+
+
+def _columns_said(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name}: {shown(field.type)}" for field in schema)
 
 
 def _shown(value: Any, most: int = 80) -> str:
