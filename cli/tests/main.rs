@@ -17,5 +17,6 @@ mod running;
 mod safety;
 mod service;
 mod sinks;
+mod slt;
 mod sources;
 mod support;
