@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use crate::support::{Answer, Scratch};
 
 /// A cluster of its own that is stopped when the test ends.
-struct Cluster {
+pub(crate) struct Cluster {
     scratch: Scratch,
 }
 
 impl Cluster {
-    fn start(executors: &str) -> Cluster {
+    pub(crate) fn start(executors: &str) -> Cluster {
         let cluster = Cluster { scratch: Scratch::new() };
         cluster.rowmill(&["cluster", "up", "--executors", executors, "--slots", "2", "--port", "0"]).ok();
         cluster
@@ -39,9 +39,13 @@ impl Cluster {
     }
 
     /// The record of the processes.
-    fn record(&self) -> serde_json::Value {
+    pub(crate) fn record(&self) -> serde_json::Value {
         let text = std::fs::read_to_string(self.scratch.path("state/cluster/cluster.json")).unwrap();
         serde_json::from_str(&text).unwrap()
+    }
+
+    pub(crate) fn token(&self) -> String {
+        std::fs::read_to_string(self.scratch.path("state/cluster/token")).unwrap().trim().to_owned()
     }
 
     fn pid(&self, name: &str) -> rustix::process::Pid {
@@ -203,12 +207,8 @@ fn a_cluster_refuses_strangers_and_says_why_it_does_not_come_up() {
     cluster.rowmill(&["run", "flow.yaml", "--cluster", "a b"]).fails(2, &[]);
     cluster.rowmill(&["run", "flow.yaml", "--cluster", "local", "--durable"]).fails(2, &["durable"]);
     cluster.rowmill(&["cluster", "up", "--executors", "GPU=1"]).fails(2, &["`GPU` is not a class"]);
-    let token = cluster.scratch.path("state/cluster/token");
-    assert!(
-        !std::fs::read_to_string(cluster.scratch.path("state/cluster/cluster.json"))
-            .unwrap()
-            .contains(std::fs::read_to_string(&token).unwrap().trim())
-    );
+    let record = std::fs::read_to_string(cluster.scratch.path("state/cluster/cluster.json")).unwrap();
+    assert!(!record.contains(&cluster.token()));
     // A port that somebody has.
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();

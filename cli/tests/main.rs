@@ -18,5 +18,6 @@ mod running;
 mod safety;
 mod service;
 mod sinks;
+mod slt;
 mod sources;
 mod support;

@@ -8,6 +8,7 @@ use datafusion::execution::context::{SQLOptions, SessionContext};
 use datafusion::logical_expr::Expr;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
+use rowmill_engine::sql::plan_statement;
 
 use crate::errors::from_engine;
 use crate::expr::PyExpr;
@@ -51,7 +52,11 @@ pub(crate) fn sql(
             context.register_table(TableReference::bare(name), frame.table())?;
         }
         let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-        let frame = context.sql_with_options(&text, options).await?;
+        let state = context.state();
+        let statement = state.sql_to_statement(&text, &state.config().options().sql_parser.dialect)?;
+        let plan = plan_statement(&state, statement).await?;
+        options.verify_plan(&plan)?;
+        let frame = context.execute_logical_plan(plan).await?;
         let frame = if values.is_empty() { frame } else { frame.with_param_values(values)? };
         Ok::<_, DataFusionError>(frame.into_unoptimized_plan())
     })?;

@@ -120,6 +120,10 @@ pub fn report_in(step: Option<&str>, error: &DataFusionError) -> Diagnostic {
         DataFusionError::SQL(..) | DataFusionError::Plan(_) | DataFusionError::SchemaError(..) => {
             return sql_errors::unplaced(&place, cause);
         }
+        DataFusionError::NotImplemented(message) => {
+            let report = Diagnostic::error("RM0308", format!("{place}{}", first_line(&unplanned(message))));
+            return report.help("say it in another way: as a join, or as steps one after the other");
+        }
         _ => {}
     }
     if let DataFusionError::External(inner) = cause
@@ -172,6 +176,26 @@ pub fn report_in(step: Option<&str>, error: &DataFusionError) -> Diagnostic {
         ("RM0600", Fault::Data, "look at the rows that the step reads")
     };
     Diagnostic::error(code, format!("{place}{}", first_line(&text))).fault(fault).help(help)
+}
+
+/// What the planner has no operator for; expressions that it left over are told by what they are.
+fn unplanned(message: &str) -> String {
+    let left = message.strip_prefix("Physical plan does not support logical expression ");
+    let kind = left.map(|rest| rest.split(|c: char| !c.is_alphanumeric()).next().unwrap_or(rest));
+    let what = match kind {
+        Some("InSubquery" | "Exists") => {
+            "IN over a query, and EXISTS, choose rows in WHERE and HAVING; they are no columns"
+        }
+        Some("ScalarSubquery") => {
+            "a query for each row is one total of rows that are equal to the outer one in something, without LIMIT"
+        }
+        Some("OuterReferenceColumn") => {
+            "a query in FROM reads the rows beside it in a way that is no join, as UNNEST, ORDER BY and LIMIT do"
+        }
+        Some("WindowFunction") => "window functions have no place where rows are chosen; QUALIFY chooses by them",
+        _ => message,
+    };
+    what.to_owned()
 }
 
 /// The kind of the I/O error at the bottom, if there is one.

@@ -11,6 +11,7 @@
 //! | [`sql`] | free SQL over files |
 //! | [`elsewhere`] | the seam for running parts of plans on a cluster |
 //! | [`error`] | run-time errors as reports |
+//! | `wrong_answers` | what DataFusion would answer wrongly, refused |
 //! | [`types`] | logical types and Arrow's |
 
 pub mod calls;
@@ -25,3 +26,4 @@ pub mod sinks;
 pub mod sources;
 pub mod sql;
 pub mod types;
+mod wrong_answers;

@@ -20,6 +20,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
 use crate::runtime::Engine;
+pub use crate::wrong_answers::plan_statement;
 
 /// A conversation in SQL; views that one statement makes are there for the next.
 pub struct SqlContext {
@@ -108,7 +109,7 @@ impl SqlContext {
     /// When it cannot be planned or started; later errors come with the rows.
     pub fn execute(&self, statement: SqlStatement) -> BoxFuture<'_, Result<Answer>> {
         async move {
-            let plan = self.context.state().statement_to_plan(statement.0).await?;
+            let plan = plan_statement(&self.context.state(), statement.0).await?;
             let frame = self.context.execute_logical_plan(plan).await?;
             let schema = SchemaRef::new(frame.schema().as_arrow().clone());
             Ok(Answer { schema, rows: frame.execute_stream().await? })

@@ -2,7 +2,7 @@
 //! the plan.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ballista_core::extension::{SessionConfigExt as _, SessionConfigHelperExt as _};
@@ -72,6 +72,8 @@ struct Inner {
     channel: Mutex<Option<Channel>>,
     /// Whether a scheduler ever answered.
     answered: AtomicBool,
+    /// Jobs that ran to their end, their results fetched.
+    finished: AtomicU64,
     context: Arc<TaskContext>,
 }
 
@@ -128,9 +130,13 @@ impl Cluster {
         let runtime = RuntimeEnvBuilder::new().with_object_store_registry(stores).build_arc()?;
         let config = SessionConfig::new_with_ballista();
         let context = SessionContext::new_with_config_rt(config, runtime).task_ctx();
-        Ok(Self {
-            inner: Arc::new(Inner { options, channel: Mutex::new(None), answered: AtomicBool::new(false), context }),
-        })
+        let (channel, answered, finished) = (Mutex::new(None), AtomicBool::new(false), AtomicU64::new(0));
+        Ok(Self { inner: Arc::new(Inner { options, channel, answered, finished, context }) })
+    }
+
+    /// How many jobs the cluster has run to their end for this connection and its clones.
+    pub fn finished_jobs(&self) -> u64 {
+        self.inner.finished.load(Ordering::Relaxed)
     }
 
     /// What decodes plans here as executors will.
@@ -198,7 +204,10 @@ impl Cluster {
         let mut last = (String::new(), 0);
         loop {
             let ended = match self.attempt(placed, partitions, context, &mut sign).await {
-                Ok(result) => return Ok(Arc::new(result)),
+                Ok(result) => {
+                    self.inner.finished.fetch_add(1, Ordering::Relaxed);
+                    return Ok(Arc::new(result));
+                }
                 Err(ended) => ended,
             };
             let why = match ended {

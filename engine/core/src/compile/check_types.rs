@@ -36,6 +36,7 @@ use crate::plan::dead_letters::{letters_of, letters_schema};
 use crate::plan::edge::EdgeTable;
 use crate::plan::guarded::Guard;
 use crate::plan::meter::{Meter, MeterNode};
+use crate::wrong_answers::plan_statement;
 
 /// SQL steps fused into one query at most: planning time grows with the square of it.
 const MAX_FUSED: usize = 32;
@@ -372,7 +373,7 @@ fn consumer_classes<'a>(workflow: &'a Workflow, names: &'a Names) -> HashMap<&'a
 }
 
 async fn plan_query(state: &SessionState, statement: Statement, bound: &Bound) -> Result<LogicalPlan> {
-    let plan = state.statement_to_plan(statement).await?;
+    let plan = plan_statement(state, statement).await?;
     let plan = match bound.scalars.is_empty() {
         true => plan,
         false => {
