@@ -210,6 +210,7 @@ async fn settle(group: Rows, shared: &Shared<'_>) -> Settled {
             attempt: number,
             deadline: shared.options.timeout.map(|timeout| Instant::now() + timeout),
             cancel: shared.options.cancel.clone(),
+            place: None,
         };
         settled.attempts += 1;
         match try_once(batch, shared).await {

@@ -193,6 +193,7 @@ async fn deadlines_hold_even_for_a_deaf_step() {
         attempt: 1,
         deadline: Some(tokio::time::Instant::now() + Duration::from_millis(50)),
         cancel: context.cancel.clone(),
+        place: None,
     };
     let ended = attempt(&mut step, batch, &context, &shape, Cardinality::OneToOne).await;
     let failure = ended.result.unwrap_err();
