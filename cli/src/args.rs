@@ -187,6 +187,8 @@ pub(crate) enum Command {
         /// Start over as a new run, with the workflow's file and its sources as they are now
         #[arg(long)]
         restart: bool,
+        #[command(flatten)]
+        cluster: ClusterArguments,
     },
     /// Try the items of a finished durable run again that failed, and publish another version of its result
     Retry {
@@ -195,6 +197,8 @@ pub(crate) enum Command {
         /// Also send `once` calls again of which nobody knows whether they happened
         #[arg(long)]
         unknown: bool,
+        #[command(flatten)]
+        cluster: ClusterArguments,
     },
     /// List durable runs
     Runs {

@@ -88,10 +88,6 @@ impl Members {
         Self { strategy, router: Router::default(), known: BTreeMap::new(), streams: 0, nobody: Some(now) }
     }
 
-    pub(crate) fn strategy(&self) -> Strategy {
-        self.strategy
-    }
-
     /// The scheduler names these. Who is new is to be asked.
     pub(crate) fn listed(&mut self, crew: &[CrewMember], now: Instant) -> Vec<ToOpen> {
         for member in self.known.values_mut() {

@@ -1,8 +1,10 @@
 //! Rows of several groups as one Arrow IPC stream, so that a group of one item costs little more than its bytes.
 
-use datafusion::arrow::array::{RecordBatch, RecordBatchOptions};
+use std::sync::Arc;
+
+use datafusion::arrow::array::{Array as _, ArrayRef, AsArray as _, RecordBatch, RecordBatchOptions};
 use datafusion::arrow::compute::concat_batches;
-use datafusion::arrow::datatypes::{Schema, SchemaRef};
+use datafusion::arrow::datatypes::{DataType, Schema, SchemaRef};
 use datafusion::arrow::error::ArrowError;
 use datafusion::arrow::ipc::reader::StreamReader;
 use datafusion::arrow::ipc::writer::StreamWriter;
@@ -12,13 +14,29 @@ use datafusion::arrow::ipc::writer::StreamWriter;
 /// # Errors
 /// Their columns are not those of `schema`, or have no form in IPC.
 pub fn pack(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<Vec<u8>, ArrowError> {
-    let bytes: usize = batches.iter().map(RecordBatch::get_array_memory_size).sum();
-    let mut writer = StreamWriter::try_new(Vec::with_capacity(bytes.min(1 << 20)), schema)?;
+    let mut writer = StreamWriter::try_new(Vec::new(), schema)?;
     match batches {
-        [one] => writer.write(one)?,
-        many => writer.write(&concat_batches(schema, many)?)?,
+        [one] => writer.write(&compact(one)?)?,
+        many => writer.write(&concat_batches(schema, &many.iter().map(compact).collect::<Result<Vec<_>, _>>()?)?)?,
     }
     writer.into_inner()
+}
+
+/// The batch with views that hold on to no more than they show: a view takes the whole of its texts along, and a group
+/// is often one row of thousands.
+fn compact(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let has_views =
+        batch.columns().iter().any(|column| matches!(column.data_type(), DataType::Utf8View | DataType::BinaryView));
+    if !has_views {
+        return Ok(batch.clone());
+    }
+    let columns = batch.columns().iter().map(|column| match column.data_type() {
+        DataType::Utf8View => Arc::new(column.as_string_view().gc()) as ArrayRef,
+        DataType::BinaryView => Arc::new(column.as_binary_view().gc()) as ArrayRef,
+        _ => Arc::clone(column),
+    });
+    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    RecordBatch::try_new_with_options(batch.schema(), columns.collect(), &options)
 }
 
 /// The rows of a message, under the schema that was agreed.
@@ -52,10 +70,8 @@ pub fn read_schema(bytes: &[u8]) -> Result<SchemaRef, ArrowError> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use datafusion::arrow::array::{Array, ArrayRef, DictionaryArray, Int64Array, StringArray, StringViewArray};
-    use datafusion::arrow::datatypes::{DataType, Field, Int32Type};
+    use datafusion::arrow::array::{DictionaryArray, Int64Array, StringArray, StringViewArray};
+    use datafusion::arrow::datatypes::{Field, Int32Type};
 
     use super::*;
 
@@ -92,6 +108,15 @@ mod tests {
             let rows: usize = groups.iter().map(RecordBatch::num_rows).sum();
             assert_eq!(unpack(&pack(&schema, &groups).unwrap(), &schema).unwrap().num_rows(), rows);
         }
+    }
+
+    #[test]
+    fn one_row_of_many_texts_takes_its_own_text_along() {
+        let texts = StringViewArray::from_iter_values((0..1000).map(|at| format!("{at:0>100}")));
+        let schema = Arc::new(Schema::new(vec![Field::new("t", DataType::Utf8View, true)]));
+        let whole = RecordBatch::try_new(schema.clone(), vec![Arc::new(texts)]).unwrap();
+        assert!(pack(&schema, &[whole.slice(500, 1)]).unwrap().len() < 2_000);
+        assert!(pack(&schema, &[whole.slice(500, 1), whole.slice(7, 1)]).unwrap().len() < 2_000);
     }
 
     #[test]
