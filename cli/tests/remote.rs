@@ -25,7 +25,11 @@ fn run_and(cluster: &Cluster, more: &[&str], asked: impl Fn() -> usize, when: us
     let mut run = command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
     let deadline = Instant::now() + PATIENCE;
     while asked() < when {
-        assert!(Instant::now() < deadline && run.try_wait().unwrap().is_none(), "it was not asked so often: {}", said(&out));
+        assert!(
+            Instant::now() < deadline && run.try_wait().unwrap().is_none(),
+            "it was not asked so often: {}",
+            said(&out)
+        );
         std::thread::sleep(Duration::from_millis(2));
     }
     what();
@@ -214,7 +218,9 @@ fn what_happens_once_is_never_sent_twice() {
     space.write("rowmill.yaml", format!("{}state: {{chunk_rows: 200}}\n", service.configuration("")));
     space.write("flow.yaml", calls("POST", "    on_error: dead_letter\n"));
     let cluster = Cluster::start_in(space, "io=2");
-    for (signal, more) in [(Signal::KILL, &[][..]), (Signal::KILL, &["--durable"][..]), (Signal::TERM, &["--durable"][..])] {
+    for (signal, more) in
+        [(Signal::KILL, &[][..]), (Signal::KILL, &["--durable"][..]), (Signal::TERM, &["--durable"][..])]
+    {
         cluster.rowmill(&["cluster", "up"]).ok();
         let before = service.seen().len();
         let victim = cluster.pid("io-2");

@@ -100,7 +100,8 @@ pub(crate) fn from_engine(py: Python<'_>, error: &DataFusionError) -> PyErr {
         return build(py, "from_raised", (raised.text.clone(), exception.value(py)));
     }
     if let Some(failed) = find::<Failed>(error) {
-        let fields: Vec<(&str, &str)> = failed.fields.iter().map(|(name, value)| (name.as_ref(), value.as_str())).collect();
+        let fields: Vec<(&str, &str)> =
+            failed.fields.iter().map(|(name, value)| (name.as_ref(), value.as_str())).collect();
         return build(py, "from_failure", (failed.text.as_str(), failed.code, failed.help, fields));
     }
     from_reports(py, &Session::report(error))

@@ -10,8 +10,8 @@ use rowmill::{Inputs, RunError, RunReport, Runs, RunsOptions, Session, Workflow}
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::{open_session, open_session_on};
 use super::sql::execute;
+use super::{open_session, open_session_on};
 use crate::args::{ClusterArguments, RowFormat};
 use crate::exit;
 use crate::output::{bytes, count, failure, table};

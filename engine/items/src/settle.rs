@@ -5,7 +5,8 @@ use std::sync::Arc;
 use arrow::array::{RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
 use rowmill_step::{
-    BatchReply, Failure, FailureCode, ItemBatch, ItemIds, ItemKeys, KeyDeriver, Sent, StepSession, Verdict, attempt, caught,
+    BatchReply, Failure, FailureCode, ItemBatch, ItemIds, ItemKeys, KeyDeriver, Sent, StepSession, Verdict, attempt,
+    caught,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;

@@ -147,8 +147,14 @@ fn helper_that_gets_killed() {
         let mut session = step.open(&context, &shape).await.unwrap();
         println!("\nopen");
         let keys = ItemKeys::new(ItemIds::Range { file: 0, rows: 0..1 }, std::sync::Arc::new(context.keys()));
-        let batch =
-            ItemBatch { columns: numbers(0..1), keys, attempt: 1, deadline: None, cancel: context.cancel.clone(), place: None };
+        let batch = ItemBatch {
+            columns: numbers(0..1),
+            keys,
+            attempt: 1,
+            deadline: None,
+            cancel: context.cancel.clone(),
+            place: None,
+        };
         let _ = session.execute(batch).await;
     });
 }

@@ -28,6 +28,6 @@ pub mod stores;
 mod submit;
 
 pub use exec::ClusterExec;
-pub use rowmill_cores::routing::Strategy as Routing;
 pub use options::{AddressError, Options, parse_address};
+pub use rowmill_cores::routing::Strategy as Routing;
 pub use submit::{Cluster, ConnectError};

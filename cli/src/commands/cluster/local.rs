@@ -50,9 +50,8 @@ fn wanted(text: &str) -> Result<Wanted, Diagnostics> {
 /// The classes of an executor: those that are said, and `memory` and `io` for one that serves `cpu`, where none is said
 /// to serve them: on one machine all have the same memory and the same network.
 fn served<'a>(classes: &'a str, wanted: &Wanted) -> Vec<&'a str> {
-    let said = |wanted_class: &str| {
-        wanted.iter().any(|(classes, _)| classes.split('+').any(|class| class == wanted_class))
-    };
+    let said =
+        |wanted_class: &str| wanted.iter().any(|(classes, _)| classes.split('+').any(|class| class == wanted_class));
     let mut served: Vec<&str> = classes.split('+').collect();
     if served.contains(&"cpu") {
         served.extend(["memory", "io"].into_iter().filter(|class| !said(class)));

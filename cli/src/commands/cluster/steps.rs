@@ -62,13 +62,13 @@ impl BuildsSteps for Steps {
                 };
                 // Whoever sent the step sent what its templates name.
                 let value = open.values.get(&name);
-                let value = value.ok_or_else(|| Diagnostic::error("RM0900", format!("the value of `{name}` is missing")));
+                let value =
+                    value.ok_or_else(|| Diagnostic::error("RM0900", format!("the value of `{name}` is missing")));
                 text.push_str(value?);
             }
             Ok(text)
         };
-        let executor =
-            factory.build_in(step, &fill, Path::new(&open.base)).map_err(|reports| refuse_all(&reports))?;
+        let executor = factory.build_in(step, &fill, Path::new(&open.base)).map_err(|reports| refuse_all(&reports))?;
         let scope = self.0.engine().scope("calls", cancel, std::env::temp_dir());
         let context = StepContext {
             tenant: Arc::from(open.tenant.as_str()),

@@ -62,10 +62,7 @@ fn alone(id: u64, result: Result<BatchReply, Failure>, schema: &SchemaRef) -> Re
     Results { outcomes: vec![outcome], rows: Vec::new() }
 }
 
-fn rows_of(
-    batches: &[RecordBatch],
-    schema: &SchemaRef,
-) -> Result<Vec<u8>, datafusion::arrow::error::ArrowError> {
+fn rows_of(batches: &[RecordBatch], schema: &SchemaRef) -> Result<Vec<u8>, datafusion::arrow::error::ArrowError> {
     // Rows without columns need no bytes: the heads count them.
     if batches.is_empty() { Ok(Vec::new()) } else { pack(schema, batches) }
 }

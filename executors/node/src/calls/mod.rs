@@ -12,6 +12,8 @@
 
 mod answers;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod warm;
 
 use std::sync::Arc;

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use datafusion::arrow::array::{RecordBatch, UInt32Array, UInt64Array};
-use rowmill_step::{
-    BatchReply, Failure, FailureCode, ItemBatch, ItemIds, ItemKeys, KeyDeriver, Sent, attempt,
-};
+use rowmill_step::{BatchReply, Failure, FailureCode, ItemBatch, ItemIds, ItemKeys, KeyDeriver, Sent, attempt};
 use rowmill_wire::calls::{
     Ask, ClientMessage, ExecutorMessage, FailureMessage, GroupHead, Groups, OpenStep, Opened, Refused, Tell, unpack,
 };
@@ -265,11 +263,7 @@ fn ids_of(head: &GroupHead) -> Option<ItemIds> {
 }
 
 /// One attempt: a slot where the class has them, a session, the step.
-async fn attempt_one(
-    step: &InUse,
-    slots: Option<Arc<Semaphore>>,
-    batch: ItemBatch,
-) -> Result<BatchReply, Failure> {
+async fn attempt_one(step: &InUse, slots: Option<Arc<Semaphore>>, batch: ItemBatch) -> Result<BatchReply, Failure> {
     let step = &step.step;
     let cancel = batch.cancel.clone();
     let not_begun = || Failure::fixed(FailureCode::Cancelled, "the attempt was not begun").sent(Sent::Never);

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use prost::Message as _;
-use rowmill_step::{Cardinality, Failure, FailureCode, Sent, StepContext, StepExecutor, StepSession, StepShape, caught};
+use rowmill_step::{
+    Cardinality, Failure, FailureCode, Sent, StepContext, StepExecutor, StepSession, StepShape, caught,
+};
 use rowmill_wire::calls::{OpenStep, read_schema};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;

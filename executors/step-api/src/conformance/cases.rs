@@ -82,7 +82,8 @@ async fn empty_input(fixture: &dyn Fixture) {
     let shape = StepShape { input: input.schema(), output };
     let mut session = executor.open(&context, &shape).await.expect("session opens");
     let keys = crate::ItemKeys::new(crate::ItemIds::Range { file: 0, rows: 0..0 }, Arc::new(context.keys()));
-    let batch = ItemBatch { columns: input, keys, attempt: 1, deadline: None, cancel: context.cancel.clone(), place: None };
+    let batch =
+        ItemBatch { columns: input, keys, attempt: 1, deadline: None, cancel: context.cancel.clone(), place: None };
     let reply = session.execute(batch).await.expect("an empty group is no error");
     assert_eq!(reply.output.num_rows(), 0);
     session.close().await.expect("the session closes");

@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use rowmill_cores::ids::ExecutorId;
 use rowmill_step::{BatchReply, Failure, FailureCode, ItemBatch, ItemIds, Redactor, Sent, StepShape};
 use rowmill_wire::calls::{
-    Ask, Cancel, ClientMessage, ExecutorMessage, GroupHead, Groups, OpenStep, ROWS_BYTES, Results, Tell, attempts, pack,
-    unpack,
+    Ask, Cancel, ClientMessage, ExecutorMessage, GroupHead, Groups, OpenStep, ROWS_BYTES, Results, Tell, attempts,
+    pack, unpack,
 };
 use rowmill_wire::jobs::BEAT;
 use tokio::sync::{mpsc, oneshot};
@@ -70,7 +70,7 @@ struct Outgoing {
 }
 
 enum Out {
-    Group(Outgoing),
+    Group(Box<Outgoing>),
     Cancel(u64),
 }
 
@@ -121,7 +121,7 @@ impl Link {
             pending.insert(id, Pending { answer, _ticket: ticket, sent: false });
         }
         // No more groups than the executor has places for, so this does not grow without bound.
-        if self.outbox.send(Out::Group(group)).is_err() {
+        if self.outbox.send(Out::Group(Box::new(group))).is_err() {
             self.answer(id, Err(self.lost("it went before", Sent::Never)));
         }
         Ok((id, receiver))
@@ -251,12 +251,7 @@ async fn hear(tells: &mut Streaming<ExecutorMessage>) -> Result<Tell, String> {
 }
 
 /// Hears answers until the stream ends; why it did.
-async fn hear_all(
-    link: &Link,
-    mut tells: Streaming<ExecutorMessage>,
-    schema: &SchemaRef,
-    news: &Teller,
-) -> String {
+async fn hear_all(link: &Link, mut tells: Streaming<ExecutorMessage>, schema: &SchemaRef, news: &Teller) -> String {
     let mut leaving = false;
     loop {
         match hear(&mut tells).await {
@@ -322,7 +317,7 @@ async fn send_all(
         let mut take = |out, groups: &mut Vec<Outgoing>| match out {
             Out::Group(group) => {
                 bytes += group.bytes;
-                groups.push(group);
+                groups.push(*group);
                 bytes < ENOUGH_BYTES && groups.len() < ENOUGH_GROUPS
             }
             Out::Cancel(id) => {

@@ -133,9 +133,7 @@ fn key_of(columns: &RecordBatch) -> u64 {
     let first = columns.slice(0, columns.num_rows().min(1));
     let rows = RowConverter::new(fields.collect()).and_then(|converter| converter.convert_columns(first.columns()));
     match rows {
-        Ok(rows) if rows.num_rows() > 0 => {
-            rows.row(0).data().iter().fold(0, |hash, byte| mix(hash ^ u64::from(*byte)))
-        }
+        Ok(rows) if rows.num_rows() > 0 => rows.row(0).data().iter().fold(0, |hash, byte| mix(hash ^ u64::from(*byte))),
         _ => 0,
     }
 }
