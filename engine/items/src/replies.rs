@@ -85,8 +85,9 @@ impl Settler<'_> {
             && failure.verdict(self.operator.policy.effects) == Verdict::Retry
             && !self.is_late(&work)
         {
-            // Nothing was learned of the items, and nobody asked for a wait: who is left makes the attempt.
-            work.losses += 1;
+            // Nothing was learned of the items, and nobody asked for a wait: who is left makes the attempt. Items that
+            // never left are not to blame.
+            work.losses += u32::from(failure.how_far() != Sent::Never);
             work.not_before = None;
             self.open.push(work);
             return Ok(());

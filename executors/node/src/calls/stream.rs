@@ -221,7 +221,7 @@ impl Serving {
             let result = result.map_err(|failure| match failure.code() {
                 // Taken back from an executor that leaves: another one makes the attempt, if it may be made again.
                 FailureCode::Cancelled if calls.over.is_cancelled() => failure.retryable(true).lost(),
-                FailureCode::Setup => failure.at(&format!("executor {}", calls.name)),
+                FailureCode::Setup => failure.at(&format!("executor {}", calls.name)).reported_as("RM0711"),
                 _ => failure,
             });
             (id, result)

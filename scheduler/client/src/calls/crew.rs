@@ -139,11 +139,11 @@ impl Crew {
 
     fn ticket(&self, id: ExecutorId, stream: u64) -> Option<Arc<Ticket>> {
         let link = self.shared.links.lock().get(&(id, stream)).cloned();
-        match link {
+        match link.filter(|link| link.is_open()) {
             Some(link) => Some(Arc::new(Ticket { link, id, stream, shared: Arc::clone(&self.shared) })),
             None => {
                 // It ended a moment ago.
-                self.shared.members.lock().lost(id, stream, Instant::now());
+                self.shared.members.lock().ended(id, stream, Instant::now());
                 None
             }
         }

@@ -140,6 +140,11 @@ impl Link {
         }
     }
 
+    /// Whether groups can be handed in.
+    pub(super) fn is_open(&self) -> bool {
+        self.pending.lock().is_some()
+    }
+
     fn is_idle(&self) -> bool {
         self.pending.lock().as_ref().is_none_or(HashMap::is_empty)
     }

@@ -166,7 +166,7 @@ impl Members {
     }
 
     /// It went.
-    pub(crate) fn lost(&mut self, id: ExecutorId, stream: u64, now: Instant) {
+    fn lost(&mut self, id: ExecutorId, stream: u64, now: Instant) {
         if let Some(member) = self.of_stream(id, stream) {
             let wait = FIRST_WAIT.saturating_mul(1 << member.losses.min(10)).min(LONGEST_WAIT);
             member.state = State::Lost(now + wait);
@@ -283,7 +283,7 @@ mod tests {
         let now = Instant::now();
         let mut members = members(&["io.1"], now);
         let old = go(&mut members, now);
-        members.lost(old.0, old.1, now);
+        members.ended(old.0, old.1, now);
         assert!(matches!(members.pick(0, now), Pick::Nobody(since) if since == now));
         assert!(members.due(now).is_empty(), "it waits a moment");
         let later = now + LONGEST_WAIT;
@@ -296,7 +296,7 @@ mod tests {
         members.free(new.0, new.1);
         go(&mut members, later);
         // A report of the old stream's end does not touch the new one.
-        members.lost(old.0, old.1, later);
+        members.ended(old.0, old.1, later);
         assert!(matches!(members.pick(0, later), Pick::Full));
     }
 
