@@ -119,7 +119,7 @@ for line in sys.stdin:
     );
     let flow = "rowmill: 1
 name: everything
-params: {city: {type: string, default: 'Zürich ${x} \"q\"'}}
+params: {city: {type: string, default: 'Bern ${x} \"q\"'}}
 sources: {numbers: {range: {end: 400}}}
 steps:
   some: {sql: 'SELECT value, value % 7 AS seven FROM numbers WHERE value <> 11'}
@@ -128,7 +128,7 @@ steps:
       from: some
       connection: api
       path: /item/{value}
-      query: {city: '${params.city}'}
+      headers: {x-city: '${params.city}'}
       response: {answer: {json: /answer, type: int64}}
     retry: {attempts: 3, initial_backoff: 1ms}
     on_error: {default: {answer: -1}}
