@@ -190,6 +190,8 @@ pub(crate) enum Command {
         /// Also make `once` calls again of which nobody knows whether they happened
         #[arg(long)]
         unknown: bool,
+        #[command(flatten)]
+        cluster: ClusterArguments,
     },
     /// Try the items of a finished durable run again that failed, and publish another version of its result
     Retry {
@@ -198,6 +200,8 @@ pub(crate) enum Command {
         /// Also send `once` calls again of which nobody knows whether they happened
         #[arg(long)]
         unknown: bool,
+        #[command(flatten)]
+        cluster: ClusterArguments,
     },
     /// List durable runs
     Runs {

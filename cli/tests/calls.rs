@@ -367,5 +367,8 @@ sinks:
     space.write("flow.yaml", flow);
     space.rowmill(&["run", "flow.yaml"]).fails(3, &[]);
     assert_eq!(space.sql("SELECT value, w FROM 'out.csv' ORDER BY value").rows(), ["0,1", "2,2"]);
-    assert_eq!(space.sql("SELECT value, message LIKE '%1.5 is not a whole number%' FROM 'bad.csv'").rows(), ["1,true"]);
+    assert_eq!(
+        space.sql("SELECT value, error_message LIKE '%1.5 is not a whole number%' FROM 'bad.csv'").rows(),
+        ["1,true"]
+    );
 }

@@ -7,24 +7,29 @@ use crate::support::{Answer, Scratch};
 
 /// A cluster of its own that is stopped when the test ends.
 pub(crate) struct Cluster {
-    scratch: Scratch,
+    pub(crate) scratch: Scratch,
 }
 
 impl Cluster {
     pub(crate) fn start(executors: &str) -> Cluster {
-        let cluster = Cluster { scratch: Scratch::new() };
+        Cluster::start_in(Scratch::new(), executors)
+    }
+
+    /// Started in a folder that holds a configuration.
+    pub(crate) fn start_in(scratch: Scratch, executors: &str) -> Cluster {
+        let cluster = Cluster { scratch };
         cluster.rowmill(&["cluster", "up", "--executors", executors, "--slots", "2", "--port", "0"]).ok();
         cluster
     }
 
-    fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         let mut command = self.scratch.command();
         command.env("ROWMILL_STATE__DIR", self.scratch.path("state"));
         command
     }
 
     #[track_caller]
-    fn rowmill(&self, arguments: &[&str]) -> Answer {
+    pub(crate) fn rowmill(&self, arguments: &[&str]) -> Answer {
         // A file takes what is said: a cluster's processes may outlive the command that started them.
         let (out, err) = (self.scratch.path("said.out"), self.scratch.path("said.err"));
         let mut command = self.command();
@@ -48,7 +53,7 @@ impl Cluster {
         std::fs::read_to_string(self.scratch.path("state/cluster/token")).unwrap().trim().to_owned()
     }
 
-    fn pid(&self, name: &str) -> rustix::process::Pid {
+    pub(crate) fn pid(&self, name: &str) -> rustix::process::Pid {
         let record = self.record();
         let processes = record["processes"].as_array().unwrap();
         let process = processes.iter().find(|process| process["name"] == name).unwrap();
@@ -61,7 +66,7 @@ impl Cluster {
 
     /// Runs `flow.yaml` here and on the cluster; both must say and write the same.
     #[track_caller]
-    fn compare(&self, flow: &str, results: &[&str]) {
+    pub(crate) fn compare(&self, flow: &str, results: &[&str]) {
         self.scratch.write("flow.yaml", flow);
         let here: serde_json::Value =
             serde_json::from_str(&self.rowmill(&["run", "flow.yaml", "--output", "json"]).ok().out).unwrap();
@@ -87,7 +92,7 @@ impl Drop for Cluster {
 }
 
 /// The lines of a result, sorted.
-fn sorted(scratch: &Scratch, name: &str) -> String {
+pub(crate) fn sorted(scratch: &Scratch, name: &str) -> String {
     let text = std::fs::read_to_string(scratch.path(name)).unwrap();
     let mut lines: Vec<&str> = text.lines().collect();
     lines.sort_unstable();
@@ -205,7 +210,6 @@ fn a_cluster_refuses_strangers_and_says_why_it_does_not_come_up() {
     run(&["--token-file", "other"]).fails(75, &["RM0708", "the cluster token is missing or wrong"]);
     run(&[]).fails(2, &["the cluster's token is missing"]);
     cluster.rowmill(&["run", "flow.yaml", "--cluster", "a b"]).fails(2, &[]);
-    cluster.rowmill(&["run", "flow.yaml", "--cluster", "local", "--durable"]).fails(2, &["durable"]);
     cluster.rowmill(&["cluster", "up", "--executors", "GPU=1"]).fails(2, &["`GPU` is not a class"]);
     let record = std::fs::read_to_string(cluster.scratch.path("state/cluster/cluster.json")).unwrap();
     assert!(!record.contains(&cluster.token()));

@@ -12,6 +12,7 @@ mod examples;
 mod explain;
 mod gpu;
 mod machine;
+mod remote;
 mod resume;
 mod retry;
 mod running;

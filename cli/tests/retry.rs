@@ -418,8 +418,7 @@ steps:
 sinks: {out: {from: split, path: out.csv}}
 ",
     );
-    let done = space.rowmill(&["run", "flow.yaml"]);
-    assert_eq!(done.code, 3, "{}{}", done.out, done.err);
+    space.rowmill(&["run", "flow.yaml"]).ok();
     let first = std::fs::read_to_string(space.path("out.csv")).unwrap();
     for _ in 0..2 {
         space.rowmill(&["retry", "last"]).fails(1, &["RM0809", "`split`", "equal items"]);
@@ -428,5 +427,5 @@ sinks: {out: {from: split, path: out.csv}}
         assert_eq!(items.rows().len(), 1, "{}", items.out);
     }
     let runs = space.rowmill(&["runs", "--output", "json"]).ok();
-    assert!(runs.out.contains("succeeded_with_failures"), "{}", runs.out);
+    assert!(runs.out.contains("\"succeeded\""), "{}", runs.out);
 }

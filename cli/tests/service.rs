@@ -59,6 +59,10 @@ fn serve(
             if header.trim().is_empty() {
                 break;
             }
+            // Who shows credentials is remembered with them.
+            if header.to_lowercase().starts_with("authorization:") {
+                log.lock().unwrap().push(header.trim().to_owned());
+            }
             if let Some(value) = header.to_lowercase().strip_prefix("content-length:") {
                 length = value.trim().parse().unwrap();
             }

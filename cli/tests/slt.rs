@@ -22,6 +22,7 @@ async fn every_file() {
         partitions: 2,
         stores: StoreOptions::default(),
         patience: Duration::from_secs(20),
+        routing: rowmill_cluster::Routing::RoundRobin,
     });
     let cluster = cluster.unwrap();
     let options = SessionOptions { elsewhere: Some(Arc::new(cluster.clone())), ..SessionOptions::default() };

@@ -44,7 +44,7 @@ pub(crate) struct Failed {
     text: String,
     code: &'static str,
     help: &'static str,
-    fields: Vec<(&'static str, String)>,
+    fields: Vec<(std::borrow::Cow<'static, str>, String)>,
 }
 
 impl Failed {
@@ -102,7 +102,8 @@ pub(crate) fn from_engine(py: Python<'_>, error: &DataFusionError) -> PyErr {
         return build(py, "from_raised", (raised.text.clone(), exception.value(py)));
     }
     if let Some(failed) = find::<Failed>(error) {
-        let fields: Vec<(&str, &str)> = failed.fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let fields: Vec<(&str, &str)> =
+            failed.fields.iter().map(|(name, value)| (name.as_ref(), value.as_str())).collect();
         return build(py, "from_failure", (failed.text.as_str(), failed.code, failed.help, fields));
     }
     from_reports(py, &Session::report(error))

@@ -17,10 +17,11 @@
 //!
 //! Reports of attempts count once (claims.rs, intake.rs), stages read what the attempts that stand have made (inputs.rs),
 //! and so do clients (job.rs).
-//! Clients submit over the same server (taker.rs): [`rowmill_wire::jobs`].
+//! Clients submit over the same server (taker.rs): [`rowmill_wire::jobs`]; and ask it who serves a class (crews.rs).
 
 mod claims;
 pub mod cluster_state;
+mod crews;
 mod error;
 mod inputs;
 mod intake;

@@ -23,6 +23,7 @@ use datafusion_proto::protobuf::PhysicalPlanNode;
 use futures::future::BoxFuture;
 use rowmill_wire::MESSAGE_BYTES;
 use rowmill_wire::alive::AliveServer;
+use rowmill_wire::calls::crew::CrewsServer;
 use rowmill_wire::class::{Demand, class_of_stage};
 use rowmill_wire::codec::RowmillCodec;
 use rowmill_wire::handshake::Handshake;
@@ -35,6 +36,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::TcpIncoming;
 
 use crate::cluster_state::Cluster;
+use crate::crews::Knower;
 use crate::error::Error;
 use crate::intake::Intake;
 use crate::job::Job;
@@ -140,12 +142,14 @@ impl Scheduler {
         let lease = options.lease;
         let alive = AliveServer::new(Arc::new(move |message| hearing.0.hear(&hearing.1, message, lease)));
         let jobs = JobsServer::new(Arc::new(Taker::new(core.clone())));
+        let crews = CrewsServer::new(Arc::new(Knower::new(core.clone(), options.queue_timeout)));
         let serving = tonic::transport::Server::builder()
             // A client that was stopped keeps its connection open and must not keep its jobs for ever.
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
             .add_service(InterceptedService::new(intake, handshake.clone()))
             .add_service(InterceptedService::new(jobs, handshake.clone()))
+            .add_service(InterceptedService::new(crews, handshake.clone()))
             .add_service(InterceptedService::new(alive, handshake))
             .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
         let watching = (watch.clone(), server.clone(), cluster.clone());

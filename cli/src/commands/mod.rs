@@ -28,10 +28,10 @@ pub(crate) async fn dispatch(arguments: Arguments, settings: Settings) -> u8 {
         Command::Run { workflow, preview, durable, cluster, .. } => {
             run::run(&workflow, preview, durable, &cluster, &settings).await
         }
-        Command::Resume { run, steal, restart, unknown } => {
-            runs::resume(&run, ResumeOptions { steal, restart, unknown }, &settings).await
+        Command::Resume { run, steal, restart, unknown, cluster } => {
+            runs::resume(&run, ResumeOptions { steal, restart, unknown }, &cluster, &settings).await
         }
-        Command::Retry { run, unknown } => runs::retry(&run, unknown, &settings).await,
+        Command::Retry { run, unknown, cluster } => runs::retry(&run, unknown, &cluster, &settings).await,
         Command::Runs { status, limit } => runs::list(status.as_deref(), limit, &settings).await,
         Command::Show { run } => runs::show(&run, &settings).await,
         Command::Items { run, status, sql, limit, format } => {
@@ -86,7 +86,7 @@ fn open_session(settings: &Settings) -> Result<Session, u8> {
     Session::try_new(options).map_err(|error| refuse(&Session::report(&error)))
 }
 
-/// A session whose SQL runs on the cluster that is named, if one is; otherwise the exit code, the reason being told.
+/// A session whose SQL and calls go to the cluster that is named, if one is; otherwise the exit code, the reason being told.
 async fn open_session_on(cluster: &ClusterArguments, settings: &Settings) -> Result<Session, u8> {
     let refuse = |reports: &Diagnostics| failure(reports, settings.is_json(), settings.is_colored());
     let Some(cluster) = cluster::open(cluster, settings).map_err(|reports| refuse(&reports))? else {

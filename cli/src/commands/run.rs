@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use rowmill::spec::{Diagnostic, Workflow};
-use rowmill::{Diagnostics, Inputs, RunError, RunReport, Session};
+use rowmill::spec::Workflow;
+use rowmill::{Inputs, RunError, RunReport, Session};
 use tokio_util::sync::CancellationToken;
 
 use super::runs::run_durably;
@@ -25,12 +25,6 @@ pub(crate) async fn run(
         Ok(opened) => opened,
         Err(code) => return code,
     };
-    if cluster.cluster.is_some() && (durable || workflow.durable) {
-        let report = Diagnostic::error("RM0420", "a durable run works in one process, not on a cluster")
-            .help("leave out --cluster, or run the workflow without `durable`");
-        let reports = Diagnostics { reports: vec![report], ..Diagnostics::default() };
-        return failure(&reports, settings.is_json(), settings.is_colored());
-    }
     let session = match open_session_on(cluster, settings).await {
         Ok(session) => session,
         Err(code) => return code,

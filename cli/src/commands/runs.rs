@@ -10,9 +10,9 @@ use rowmill::{Inputs, ResumeOptions, RunError, RunReport, Runs, RunsOptions, Ses
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::open_session;
 use super::sql::execute;
-use crate::args::RowFormat;
+use super::{open_session, open_session_on};
+use crate::args::{ClusterArguments, RowFormat};
 use crate::exit;
 use crate::output::{bytes, count, failure, table};
 use crate::progress::Progress;
@@ -32,6 +32,12 @@ async fn opened(create: bool, settings: &Settings) -> Result<(Session, Runs), u8
     let session = open_session(settings)?;
     let runs = open_runs(&session, create, settings).await?;
     Ok((session, runs))
+}
+
+/// The same for whoever goes on with a run, with its calls on the cluster that is named, if one is.
+async fn opened_on(cluster: &ClusterArguments, settings: &Settings) -> Result<Runs, u8> {
+    let session = open_session_on(cluster, settings).await?;
+    open_runs(&session, false, settings).await
 }
 
 /// Tells a person which run this is, before anything can go wrong with it.
@@ -56,9 +62,9 @@ pub(crate) async fn run_durably(
 }
 
 /// Goes on with a run.
-pub(crate) async fn resume(name: &str, how: ResumeOptions, settings: &Settings) -> u8 {
-    let (_, runs) = match opened(false, settings).await {
-        Ok(opened) => opened,
+pub(crate) async fn resume(name: &str, how: ResumeOptions, cluster: &ClusterArguments, settings: &Settings) -> u8 {
+    let runs = match opened_on(cluster, settings).await {
+        Ok(runs) => runs,
         Err(code) => return code,
     };
     let run = match runs.named(name).await {
@@ -74,9 +80,9 @@ pub(crate) async fn resume(name: &str, how: ResumeOptions, settings: &Settings) 
 }
 
 /// Tries the failed items of a run again.
-pub(crate) async fn retry(name: &str, unknown: bool, settings: &Settings) -> u8 {
-    let (_, runs) = match opened(false, settings).await {
-        Ok(opened) => opened,
+pub(crate) async fn retry(name: &str, unknown: bool, cluster: &ClusterArguments, settings: &Settings) -> u8 {
+    let runs = match opened_on(cluster, settings).await {
+        Ok(runs) => runs,
         Err(code) => return code,
     };
     let run = match runs.named(name).await {

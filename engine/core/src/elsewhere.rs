@@ -1,17 +1,21 @@
 //! Running parts of plans somewhere else than in this process: the seam that a cluster plugs into.
 //!
 //! The engine plans a workflow as ever and hands each segment's physical plan to an [`Elsewhere`], which may replace
-//! what it can run elsewhere by leaves that yield the same rows. What is left (writers of sinks, steps that are not
-//! SQL, spools) runs here.
+//! what it can run elsewhere by leaves that yield the same rows. Of a step that is not SQL, the attempts may be made
+//! elsewhere; what holds for its items (groups, retries, limits, ledger, effect log, cache) stays here. What is left
+//! (writers of sinks, spools) runs here.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use datafusion::common::{DataFusionError, Result};
 use datafusion::optimizer::OptimizerRule;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionConfig;
-use rowmill_spec::Diagnostic;
+use rowmill_spec::{Diagnostic, Step};
+use rowmill_step::{Effects, StepExecutor, StepShape};
 
 /// A segment whose plan may run elsewhere.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +26,27 @@ pub struct Part<'a> {
     pub class: &'a str,
     /// Whether a step of this process reads its rows, so that a part that only reads is as well read here.
     pub read_here: bool,
+}
+
+/// A step that is not SQL, checked, whose attempts may be made elsewhere.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempts<'a> {
+    /// The step as it was written.
+    pub step: &'a Step,
+    /// The texts of the parameters and variables that its templates name: `params.day`.
+    pub values: &'a BTreeMap<String, String>,
+    /// Where relative paths start.
+    pub base: &'a Path,
+    /// The class that its calls ask for.
+    pub class: &'a str,
+    /// What running it again means, as the workflow has it.
+    pub effects: Effects,
+    /// Groups that are under way at once.
+    pub in_flight: usize,
+    /// What makes attempts in this process.
+    pub executor: &'a Arc<dyn StepExecutor>,
+    /// The columns that it reads and adds.
+    pub shape: &'a StepShape,
 }
 
 /// Somewhere else to run plans.
@@ -38,6 +63,15 @@ pub trait Elsewhere: fmt::Debug + Send + Sync {
     /// # Errors
     /// A plan that cannot be rebuilt.
     fn place(&self, part: Part<'_>, plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>>;
+
+    /// What makes the attempts of a step elsewhere; the step's own executor where they are made here. Nothing is asked
+    /// of anybody yet.
+    ///
+    /// # Errors
+    /// The step cannot be sent.
+    fn attempts(&self, step: Attempts<'_>) -> std::result::Result<Arc<dyn StepExecutor>, Diagnostic> {
+        Ok(Arc::clone(step.executor))
+    }
 }
 
 /// An error that was reported where it happened, on its way to the run.

@@ -88,6 +88,15 @@ pub fn stopped_report(stopped: &StepStopped) -> Diagnostic {
                 .fault(Fault::Internal)
                 .help("this is a bug of Rowmill; please report it with the workflow")
         }
+        StopReason::Fatal { failure } if failure.report_code().is_some() => {
+            let code = failure.report_code().unwrap_or("RM0705");
+            Diagnostic::error(code, message).fault(Fault::Environment).help(match code {
+                "RM0707" => "`rowmill cluster status` shows the executors and what they serve",
+                "RM0708" => "the token in ROWMILL_CLUSTER_TOKEN and the build of rowmill must be the cluster's",
+                "RM0709" => "look at `rowmill cluster status`",
+                _ => "configure the executor as this process is configured, and start it again; `rowmill error` says more",
+            })
+        }
         StopReason::Fatal { .. } | StopReason::Cancelled => Diagnostic::error("RM0705", message)
             .fault(Fault::Environment)
             .help("no item is to blame; nothing was published, and the run can be started again"),

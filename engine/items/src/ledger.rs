@@ -107,7 +107,7 @@ pub fn details_of(failure: &Failure) -> Option<String> {
         return None;
     }
     let fields: serde_json::Map<String, serde_json::Value> =
-        failure.fields().iter().map(|(name, value)| ((*name).to_owned(), value.as_str().into())).collect();
+        failure.fields().iter().map(|(name, value)| (name.to_string(), value.as_str().into())).collect();
     serde_json::to_string(&fields).ok()
 }
 

@@ -14,6 +14,9 @@ use crate::unit::{Loss, Piece};
 /// Waits that are told apart among the failures of one reply.
 const WAITS: usize = 16;
 
+/// So often an attempt is made again that was lost with whoever made it. Then it counts: items may be why they die.
+const MOST_LOSSES: u32 = 3;
+
 /// Items of a reply that are tried again together.
 struct Again {
     /// The wait that the other side asked for.
@@ -81,6 +84,18 @@ impl Settler<'_> {
         self.withdraw(log, &work, &failure, all(&work.keys))?;
         work.announced = false;
         let items = work.rows.len();
+        if failure.is_lost()
+            && work.losses < MOST_LOSSES
+            && failure.verdict(self.operator.policy.effects) == Verdict::Retry
+            && !self.is_late(&work)
+        {
+            // Nothing was learned of the items, and nobody asked for a wait: who is left makes the attempt. Items that
+            // never left are not to blame.
+            work.losses += u32::from(failure.how_far() != Sent::Never);
+            work.not_before = None;
+            self.open.push(work);
+            return Ok(());
+        }
         if let Some(wait) = self.delay(&work, &failure) {
             work.attempt += 1;
             work.not_before = Some(Instant::now() + wait);

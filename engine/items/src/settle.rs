@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::array::{RecordBatch, UInt32Array};
 use rowmill_step::{
-    Failure, FailureCode, ItemBatch, ItemIds, ItemKeys, KeyDeriver, Sent, StepSession, attempt, caught,
+    BatchReply, Failure, FailureCode, ItemBatch, ItemIds, ItemKeys, KeyDeriver, Sent, StepSession, attempt, caught,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -66,6 +66,8 @@ pub(crate) struct Work {
     pub(crate) first: Option<Instant>,
     /// Whether the log says that its calls are about to be made.
     pub(crate) announced: bool,
+    /// Attempts that do not count, since whoever made them was lost.
+    pub(crate) losses: u32,
     /// No attempt after the next: set for halves of a group that had all of its attempts.
     pub(crate) last: bool,
 }
@@ -105,6 +107,7 @@ pub(crate) async fn settle(
         not_before: None,
         first: None,
         announced: false,
+        losses: 0,
         last: false,
     });
     let mut slot = Some(slot);
@@ -175,7 +178,17 @@ impl Settler<'_> {
             deadline: None,
             stop: CancellationToken::clone(&self.cancel),
             cancel: CancellationToken::clone(&self.flight),
+            place: None,
         };
+        // Before the limits are asked: a wait for somebody to do the work must not end in a burst of calls.
+        let place = tokio::select! {
+            place = caught(operator.executor.place(&batch, &operator.context), &operator.context) => place,
+            () = self.cancel.cancelled() => return Ok(false),
+        };
+        match place {
+            Ok(place) => batch.place = place,
+            Err(failure) => return self.ended(work, Err(failure), log, false),
+        }
         let mut admission = None;
         if operator.is_limited() {
             let cost = operator.executor.cost(&batch);
@@ -225,6 +238,18 @@ impl Settler<'_> {
         if let Some(admission) = admission {
             admission.finish(result.as_ref().err());
         }
+        self.ended(work, result, log, opened)
+    }
+
+    /// What the end of an attempt means. False when the run was cancelled; an error when the step cannot go on at all.
+    fn ended(
+        &mut self,
+        work: Work,
+        result: Result<BatchReply, Failure>,
+        log: Option<&ChunkLog>,
+        opened: bool,
+    ) -> Result<bool, Failure> {
+        let operator = self.operator;
         match result {
             Ok(reply) => self.replied(work, reply, log)?,
             Err(failure) => {

@@ -531,6 +531,11 @@ TOO_MANY_STEPS = "RM0208" {
         "A step asks for a class, such as `gpu`, and the configuration says that nothing else will do; this machine has no such device, or it cannot be used.",
         "Run it where the device is, or set `gpu.use` to `auto`: the CPU then does the work, with equal results. `rowmill gpu info` says what is here.",
     }
+    STEP_REFUSED = "RM0711" {
+        "an executor cannot run a step",
+        "Calls of a step go to executors of a cluster, and the one that was asked lacks what the step needs: its connection, a secret, a file, or the class. Executors have their own configuration; plans carry names of connections and no secrets. Nothing was published.",
+        "Configure the executor as the client is configured (`connections:`), set its environment variables, and start it again.",
+    }
 
     // RM08xx: durable runs.
     RUN_RECORD = "RM0801" {

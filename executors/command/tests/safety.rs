@@ -154,6 +154,7 @@ fn helper_that_gets_killed() {
             deadline: None,
             stop: context.cancel.clone(),
             cancel: context.cancel.clone(),
+            place: None,
         };
         let _ = session.execute(batch).await;
     });

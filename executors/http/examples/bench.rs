@@ -111,6 +111,7 @@ async fn step(context: &StepContext, requests: u64, in_flight: usize) {
                     deadline: None,
                     stop: context.cancel.clone(),
                     cancel: context.cancel.clone(),
+                    place: None,
                 };
                 let ended = attempt(session.as_mut(), batch, &context, &shape, Cardinality::OneToOne).await;
                 assert_eq!(ended.result.unwrap().output.num_rows(), 1);

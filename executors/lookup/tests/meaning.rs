@@ -50,10 +50,7 @@ async fn what_is_missing_or_too_much(place: &dyn Place) {
     assert_eq!(failures, [(1, FailureCode::NotFound), (3, FailureCode::NotFound)]);
     let driven = run(options(OnMissing::Null, Matches::One), &context, input()).await;
     assert_eq!(driven.sources, [0, 1, 3]);
-    assert_eq!(
-        driven.failures.iter().map(|(row, f)| (*row, f.code())).collect::<Vec<_>>(),
-        [(2, FailureCode::Rejected)]
-    );
+    assert_eq!(driven.failures.iter().map(|(row, f)| (*row, f.code())).collect::<Vec<_>>(), [(2, FailureCode::Decode)]);
 }
 
 async fn aggregates_and_limits_count_per_item(place: &dyn Place) {

@@ -6,6 +6,8 @@
 //!       │ task status, again until taken           ▼
 //!       └────────────────────────────── report ◀───┘        other executors ◀── Flight ── work_dir
 //!       ▲ heartbeat and signs of life: process.rs
+//!
+//!   client ──groups of items──▶ calls/: attempts of steps that are not SQL, kept warm between runs
 //! ```
 //! Ballista's own executor drops a task's status when reporting fails, stops when it has missed heartbeats, keeps "is
 //! terminating" in a static of the process, and serves without asking who calls. This one reports until the scheduler has
@@ -14,6 +16,7 @@
 //! One process is one executor. It keeps object-store clients and file metadata warm between tasks, in one runtime
 //! environment; connections to other executors are made for each fetch.
 
+mod calls;
 mod error;
 mod options;
 mod process;
@@ -21,6 +24,7 @@ mod server;
 mod tasks;
 mod work_dir;
 
+pub use calls::{BuildsSteps, BuiltStep};
 pub use error::Error;
 pub use options::{Describe, Options};
 pub use process::run;

@@ -87,6 +87,7 @@ impl Arguments {
             heartbeat: Duration::from_millis(self.heartbeat_ms),
             stores: None,
             describe: None,
+            steps: None,
         })
     }
 }

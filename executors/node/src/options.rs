@@ -10,6 +10,8 @@ use datafusion::execution::object_store::ObjectStoreRegistry;
 use rowmill_wire::handshake::Handshake;
 use rowmill_wire::name::ExecutorName;
 
+use crate::calls::BuildsSteps;
+
 /// Says what went wrong in a task, for whoever waits for its job.
 pub type Describe = Arc<dyn Fn(&DataFusionError) -> String + Send + Sync>;
 
@@ -44,4 +46,6 @@ pub struct Options {
     pub stores: Option<Arc<dyn ObjectStoreRegistry>>,
     /// How failures are told; as Ballista tells them where absent.
     pub describe: Option<Describe>,
+    /// What builds steps that are not SQL; it runs SQL only where absent.
+    pub steps: Option<Arc<dyn BuildsSteps>>,
 }

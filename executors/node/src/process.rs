@@ -24,6 +24,7 @@ use datafusion::prelude::SessionConfig;
 use futures::future::BoxFuture;
 use rowmill_wire::MESSAGE_BYTES;
 use rowmill_wire::alive::{AliveRequest, say_alive};
+use rowmill_wire::calls::CallsServer;
 use rowmill_wire::codec::RowmillCodec;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -32,6 +33,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::{Router, TcpIncoming};
 use tonic::transport::{Channel, Server};
 
+use crate::calls::{Calls, Taker};
 use crate::error::Error;
 use crate::options::Options;
 use crate::server::TaskServer;
@@ -93,11 +95,17 @@ async fn run_until(options: Options, mut stop: BoxFuture<'static, ()>) -> Result
         .max_encoding_message_size(MESSAGE_BYTES);
     let guard = options.handshake.clone();
     let task_router = Server::builder().add_service(InterceptedService::new(task_service, guard.clone()));
-    let flight_router = Server::builder().add_service(InterceptedService::new(flight_service, guard));
+    let calls = Calls::new(options.name.clone(), options.slots, options.steps.clone());
+    let calls_service = CallsServer::new(Arc::new(Taker(calls.clone())));
+    let flight_router = Server::builder()
+        .add_service(InterceptedService::new(flight_service, guard.clone()))
+        .add_service(InterceptedService::new(calls_service, guard));
     // They end with the set.
     let mut servers = JoinSet::new();
     serve(&mut servers, task_router, task_listener);
     serve(&mut servers, flight_router, flight);
+    let sweeping = calls.clone();
+    servers.spawn(async move { sweeping.sweep().await });
 
     let mut member =
         Member { options: &options, metadata, tasks: &tasks, work_dir: &work_dir, channel: None, draining: false };
@@ -123,18 +131,20 @@ async fn run_until(options: Options, mut stop: BoxFuture<'static, ()>) -> Result
     // Drain: nothing new; finish what runs, and stay while somebody will read what is here, within the grace period;
     // hand back the rest.
     member.draining = true;
+    calls.drain();
     member.beat().await;
-    tracing::info!("draining: {} tasks run", tasks.open().len());
+    tracing::info!("draining: {} tasks and {} groups of items run", tasks.open().len(), calls.running());
     let grace = tokio::time::sleep(options.drain);
     tokio::pin!(grace);
     loop {
         tokio::select! {
             () = &mut grace => {
-                tracing::warn!("leaving with {} tasks that did not finish in time", tasks.open().len());
+                let (tasks, groups) = (tasks.open().len(), calls.running());
+                tracing::warn!("leaving with {tasks} tasks and {groups} groups of items that did not finish in time");
                 break;
             }
             _ = beats.tick() => {
-                let idle = tasks.open().is_empty();
+                let idle = tasks.open().is_empty() && calls.is_idle();
                 if !member.beat().await && idle {
                     break;
                 }
@@ -142,6 +152,7 @@ async fn run_until(options: Options, mut stop: BoxFuture<'static, ()>) -> Result
         }
     }
     member.leave().await;
+    calls.stop().await;
     tasks.stop_all().await;
     tasks.shut_down();
     servers.abort_all();

@@ -63,6 +63,13 @@ impl PythonStep {
 
 #[async_trait]
 impl StepExecutor for PythonStep {
+    fn stays_here(&self) -> Option<&'static str> {
+        match &self.options.function {
+            Function::Named(_) => None,
+            Function::Pickled(_) => Some("its function lives in the program that runs the workflow"),
+        }
+    }
+
     fn describe(&self) -> &StepDescription {
         &self.description
     }

@@ -85,7 +85,15 @@ async fn session(options: PythonOptions, input: &RecordBatch) -> Box<dyn StepSes
 fn group(columns: RecordBatch) -> ItemBatch {
     let ids = ItemIds::Range { file: 0, rows: 0..columns.num_rows() as u64 };
     let keys = ItemKeys::new(ids, Arc::new(KeyDeriver::new("run-1", "score")));
-    ItemBatch { columns, keys, attempt: 1, deadline: None, cancel: context().cancel }
+    ItemBatch {
+        columns,
+        keys,
+        attempt: 1,
+        deadline: None,
+        stop: context().cancel,
+        cancel: context().cancel,
+        place: None,
+    }
 }
 
 #[tokio::test]

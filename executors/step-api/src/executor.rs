@@ -1,5 +1,8 @@
 //! The seam between the engine and a step kind: one attempt for one group of items.
 
+use std::any::Any;
+use std::sync::Arc;
+
 use arrow::array::{Array, RecordBatch};
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
@@ -29,6 +32,21 @@ pub trait StepExecutor: std::fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// [`FailureCode::Setup`] if no session can ever be opened, anything retryable if one may be later.
     async fn open(&self, context: &StepContext, shape: &StepShape) -> Result<Box<dyn StepSession>, Failure>;
+
+    /// Waits until an attempt for this group may begin, and reserves its place: for executors whose attempts are made
+    /// in another process. Neither the attempt's clock nor its limits run meanwhile. What it gives is handed to the
+    /// session in [`ItemBatch::place`] and given back by dropping it.
+    ///
+    /// # Errors
+    /// [`FailureCode::Setup`] if there will be no place for any group.
+    async fn place(&self, _batch: &ItemBatch, _context: &StepContext) -> Result<Option<Place>, Failure> {
+        Ok(None)
+    }
+
+    /// Why attempts can be made in this process alone, if that is so: the step holds what only this process has.
+    fn stays_here(&self) -> Option<&'static str> {
+        None
+    }
 
     /// What a group will cost, so that limits can be asked before it is sent.
     fn cost(&self, _batch: &ItemBatch) -> CallCost {
@@ -72,6 +90,9 @@ pub struct StepShape {
     pub output: SchemaRef,
 }
 
+/// Where an attempt is made, reserved by [`StepExecutor::place`]; only the executor that made it knows what it is.
+pub type Place = Arc<dyn Any + Send + Sync>;
+
 /// A group of items for one attempt.
 #[derive(Debug, Clone)]
 pub struct ItemBatch {
@@ -87,6 +108,8 @@ pub struct ItemBatch {
     pub stop: CancellationToken,
     /// Cancelled when nobody wants the result any more.
     pub cancel: CancellationToken,
+    /// Where it is made, if the executor reserves places.
+    pub place: Option<Place>,
 }
 
 impl ItemBatch {
@@ -104,6 +127,7 @@ impl ItemBatch {
             deadline: self.deadline,
             stop: self.stop.clone(),
             cancel: self.cancel.clone(),
+            place: self.place.clone(),
         }
     }
 }
@@ -220,7 +244,6 @@ mod tests {
     use super::*;
     use arrow::array::{ArrayRef, Int64Array};
     use arrow::datatypes::{DataType, Field, Schema};
-    use std::sync::Arc;
 
     fn shape() -> StepShape {
         let schema = Arc::new(Schema::new(vec![Field::new("x", DataType::Int64, true)]));

@@ -1,5 +1,6 @@
 //! What went wrong with an item or with a whole group of them, and what may be done about it.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -170,7 +171,9 @@ struct Inner {
     retry_after: Option<Duration>,
     sent: Sent,
     status: Option<u16>,
-    fields: Vec<(&'static str, String)>,
+    lost: bool,
+    report: Option<&'static str>,
+    fields: Vec<(Cow<'static, str>, String)>,
 }
 
 impl Failure {
@@ -186,6 +189,11 @@ impl Failure {
         Self::with_clean(code, message.to_owned())
     }
 
+    /// A failure that another process of ours made and cleaned; what is hidden in it is made visible again, in case.
+    pub fn received(code: FailureCode, message: &str) -> Self {
+        Self::with_clean(code, neutralise(message, MAX_MESSAGE_BYTES))
+    }
+
     /// A failure whose text holds names from the workflow or the configuration and nothing that was received.
     pub(crate) fn named(code: FailureCode, message: String) -> Self {
         Self::with_clean(code, neutralise(&message, MAX_MESSAGE_BYTES))
@@ -199,6 +207,8 @@ impl Failure {
             retry_after: None,
             sent: Sent::Maybe,
             status: None,
+            lost: false,
+            report: None,
             fields: Vec::new(),
         }))
     }
@@ -233,8 +243,30 @@ impl Failure {
 
     /// Adds a field for the ledger: a traceback, a database's own code, a process's standard error.
     #[must_use]
-    pub fn field(mut self, name: &'static str, value: impl AsRef<str>, redactor: &Redactor) -> Self {
-        self.0.fields.push((name, redactor.clean(value.as_ref())));
+    pub fn field(mut self, name: impl Into<Cow<'static, str>>, value: impl AsRef<str>, redactor: &Redactor) -> Self {
+        self.0.fields.push((name.into(), redactor.clean(value.as_ref())));
+        self
+    }
+
+    /// Says that whoever made the attempt is gone, or never took it: its end tells nothing of the items, so a call that
+    /// may be made again is made again, and the attempt does not count.
+    #[must_use]
+    pub fn lost(mut self) -> Self {
+        self.0.lost = true;
+        self
+    }
+
+    /// The code under which it is reported where it stops a run, if the usual one says too little.
+    #[must_use]
+    pub fn reported_as(mut self, code: &'static str) -> Self {
+        self.0.report = Some(code);
+        self
+    }
+
+    /// Puts words before the message: where it happened.
+    #[must_use]
+    pub fn at(mut self, place: &str) -> Self {
+        self.0.message = neutralise(&format!("{place}: {}", self.0.message), MAX_MESSAGE_BYTES);
         self
     }
 
@@ -287,8 +319,18 @@ impl Failure {
         self.0.status
     }
 
+    /// Whether whoever made the attempt is gone; see [`Failure::lost`].
+    pub fn is_lost(&self) -> bool {
+        self.0.lost
+    }
+
+    /// The code under which it is reported where it stops a run, if it has one of its own.
+    pub fn report_code(&self) -> Option<&'static str> {
+        self.0.report
+    }
+
     /// Further fields, already clean.
-    pub fn fields(&self) -> &[(&'static str, String)] {
+    pub fn fields(&self) -> &[(Cow<'static, str>, String)] {
         &self.0.fields
     }
 
@@ -339,6 +381,7 @@ impl std::fmt::Debug for Failure {
             .field("retry_after", &self.0.retry_after)
             .field("sent", &self.0.sent)
             .field("status", &self.0.status)
+            .field("lost", &self.0.lost)
             .field("fields", &self.0.fields)
             .finish()
     }

@@ -13,9 +13,12 @@
 //! What is placed is SQL alone, so it may be run again at will: a job that was lost with its scheduler or whose result
 //! went with an executor is submitted anew until [`Options::patience`] has passed without a sign of the cluster.
 //!
+//! Of steps that are not SQL the attempts are made by executors, group by group (calls/).
+//!
 //! [`stores`] and [`failure`] are the other end: what an executor process needs to read files as the engine does, and to
 //! say what went wrong as the engine does.
 
+mod calls;
 mod exec;
 pub mod failure;
 mod options;
@@ -26,4 +29,5 @@ mod submit;
 
 pub use exec::ClusterExec;
 pub use options::{AddressError, Options, parse_address};
+pub use rowmill_cores::routing::Strategy as Routing;
 pub use submit::{Cluster, ConnectError};

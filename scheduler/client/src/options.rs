@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rowmill_cores::routing::Strategy;
 use rowmill_engine::sources::stores::StoreOptions;
 use rowmill_wire::handshake::Handshake;
 
@@ -22,6 +23,8 @@ pub struct Options {
     /// How long a cluster may give no sign of life, or lose the same part of a plan again and again, before the run
     /// fails.
     pub patience: Duration,
+    /// Which executor makes the next attempt of a step that is not SQL.
+    pub routing: Strategy,
 }
 
 /// Why an address is refused.

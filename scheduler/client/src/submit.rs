@@ -17,8 +17,9 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use rowmill_engine::elsewhere::{Elsewhere, Part, Reported};
+use rowmill_engine::elsewhere::{Attempts, Elsewhere, Part, Reported};
 use rowmill_spec::{Diagnostic, Fault};
+use rowmill_step::StepExecutor;
 use rowmill_wire::codec::RowmillCodec;
 use rowmill_wire::files::ResultFile;
 use rowmill_wire::jobs::{BEAT, Event, Finished, Setting, StatusResponse, SubmitRequest, status, submit};
@@ -26,6 +27,7 @@ use rowmill_wire::name::ExecutorName;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::calls;
 use crate::exec::Placed;
 use crate::failure;
 use crate::options::Options;
@@ -108,6 +110,10 @@ impl Elsewhere for Cluster {
     fn place(&self, part: Part<'_>, plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
         place(self, part, plan)
     }
+
+    fn attempts(&self, step: Attempts<'_>) -> std::result::Result<Arc<dyn StepExecutor>, Diagnostic> {
+        calls::attempts(self, &step)
+    }
 }
 
 /// How one attempt to have a part run ended.
@@ -167,7 +173,11 @@ impl Cluster {
         }
     }
 
-    async fn channel(&self) -> Result<Channel, ConnectError> {
+    pub(crate) fn options(&self) -> &Options {
+        &self.inner.options
+    }
+
+    pub(crate) async fn channel(&self) -> Result<Channel, ConnectError> {
         let known = self.inner.channel.lock().clone();
         if let Some(channel) = known {
             return Ok(channel);
@@ -187,7 +197,7 @@ impl Cluster {
         Err(ConnectError::Silent(silent.join("; ")))
     }
 
-    fn forget(&self) {
+    pub(crate) fn forget(&self) {
         self.inner.channel.lock().take();
     }
 
@@ -375,7 +385,7 @@ impl Cluster {
     }
 }
 
-async fn connect(options: &Options, address: &str) -> Result<Channel, ConnectError> {
+pub(crate) async fn connect(options: &Options, address: &str) -> Result<Channel, ConnectError> {
     let silent = |error: &dyn std::error::Error| {
         let cause = error.source().map(ToString::to_string).unwrap_or_default();
         ConnectError::Silent(format!("{address}: {error} {cause}").trim_end().to_owned())

@@ -6,10 +6,12 @@
 //! - [`codec`]: how plans travel, with our operators in them;
 //! - [`step`]: the boundary of a step in a plan, which counts what leaves it;
 //! - [`alive`]: the message by which an executor says which attempts it runs;
+//! - [`calls`]: having attempts of steps that are not SQL made on an executor, and who serves a class;
 //! - [`jobs`]: submitting a plan, and hearing what becomes of it;
 //! - [`files`]: reading a result from the executors that hold it.
 
 pub mod alive;
+pub mod calls;
 pub mod class;
 pub mod codec;
 pub mod files;

@@ -9,6 +9,7 @@ use rowmill_executor::{Error, Options, run};
 use rowmill_wire::handshake::Handshake;
 use rowmill_wire::name::ExecutorName;
 
+use super::steps::Steps;
 use super::{asked_to_stop, environment, token, usage};
 use crate::args::ExecutorArguments;
 use crate::exit;
@@ -52,7 +53,8 @@ fn options(arguments: &ExecutorArguments, settings: &Settings) -> Result<Options
         memory_bytes: session.memory_bytes,
         drain: Duration::from_secs(arguments.drain_s),
         heartbeat: Duration::from_secs(1),
-        stores: Some(Arc::new(Stores::new(session.stores))),
+        stores: Some(Arc::new(Stores::new(session.stores.clone()))),
         describe: Some(Arc::new(describe)),
+        steps: Some(Steps::try_new(session)?),
     })
 }

@@ -47,13 +47,14 @@ fn wanted(text: &str) -> Result<Wanted, Diagnostics> {
     Ok(wanted)
 }
 
-/// The classes of an executor: those that are said, and `memory` for one that serves `cpu`, where none is said to serve
-/// it: on one machine both have the same memory.
+/// The classes of an executor: those that are said, and `memory` and `io` for one that serves `cpu`, where none is said
+/// to serve them: on one machine all have the same memory and the same network.
 fn served<'a>(classes: &'a str, wanted: &Wanted) -> Vec<&'a str> {
-    let said = wanted.iter().any(|(classes, _)| classes.split('+').any(|class| class == "memory"));
+    let said =
+        |wanted_class: &str| wanted.iter().any(|(classes, _)| classes.split('+').any(|class| class == wanted_class));
     let mut served: Vec<&str> = classes.split('+').collect();
-    if !said && served.contains(&"cpu") {
-        served.push("memory");
+    if served.contains(&"cpu") {
+        served.extend(["memory", "io"].into_iter().filter(|class| !said(class)));
     }
     served
 }
@@ -235,7 +236,9 @@ mod tests {
         assert_eq!(wanted("cpu=2,io").unwrap(), vec![("cpu".to_owned(), 2), ("io".to_owned(), 1)]);
         assert_eq!(wanted("cpu+io=1").unwrap(), vec![("cpu+io".to_owned(), 1)]);
         assert_eq!(served("cpu+io", &wanted("cpu+io=1").unwrap()), ["cpu", "io", "memory"]);
-        assert_eq!(served("cpu", &wanted("cpu=1,memory=1").unwrap()), ["cpu"]);
+        assert_eq!(served("cpu", &wanted("cpu=1,memory=1,io=1").unwrap()), ["cpu"]);
+        assert_eq!(served("cpu", &wanted("cpu=1").unwrap()), ["cpu", "memory", "io"]);
+        assert_eq!(served("gpu", &wanted("gpu=1").unwrap()), ["gpu"]);
         for wrong in ["", "cpu=0", "CPU=1", "cpu=x", "cpu=1,,io=1", "cpu=100000"] {
             assert!(wanted(wrong).is_err(), "{wrong}");
         }

@@ -5,6 +5,7 @@ mod local;
 mod processes;
 mod scheduler;
 mod show;
+mod steps;
 mod top;
 
 use std::path::Path;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use rowmill::Diagnostics;
 use rowmill::spec::{Diagnostic, Fault};
-use rowmill_cluster::{Cluster, Options, parse_address};
+use rowmill_cluster::{Cluster, Options, Routing, parse_address};
 use rowmill_wire::handshake::{Handshake, Token};
 
 pub(crate) use executor::executor;
@@ -87,8 +88,19 @@ fn connection(
 ) -> Result<Cluster, Diagnostics> {
     let stores = settings.session_options()?.stores;
     let handshake = Handshake::new(token);
-    Cluster::try_new(Options { schedulers, handshake, partitions, stores, patience: PATIENCE })
+    let routing = routing(settings.config().cluster.routing);
+    Cluster::try_new(Options { schedulers, handshake, partitions, stores, patience: PATIENCE, routing })
         .map_err(|error| rowmill::Session::report(&error))
+}
+
+/// The strategy of a word of the configuration.
+fn routing(word: &str) -> Routing {
+    match word {
+        "least_connections" => Routing::LeastConnections,
+        "weighted" => Routing::Weighted,
+        "consistent_hash" => Routing::ConsistentHash,
+        _ => Routing::RoundRobin,
+    }
 }
 
 /// Ends when SIGTERM or Ctrl-C comes.

@@ -1,12 +1,14 @@
 //! Checks a step that is not SQL: its options, its connection, the columns it reads and adds, its policy.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use rowmill_cache::Freshness;
 use rowmill_items::{StepCache, StepPolicy, Tally};
-use rowmill_spec::{Diagnostic, Span, Step, Template};
+use rowmill_spec::{Diagnostic, Piece, Span, Step, Template};
 use rowmill_step::{
     Failure, FailureCode, Fingerprint, FingerprintBuilder, NoLimit, SecretRef, StepDescription, StepShape, caught,
 };
@@ -16,6 +18,7 @@ use super::policy::policy;
 use super::{Call, Host};
 use crate::compile::bind_values::Bound;
 use crate::compile::sql_errors::nearest;
+use crate::elsewhere::Attempts;
 
 /// Checks `step`, which takes rows with the columns `input`.
 ///
@@ -44,8 +47,25 @@ pub async fn describe(step: &Step, input: &SchemaRef, bound: &Bound, host: &Host
                 .help(format!("declare it in the configuration: `connections: {{{}: ...}}`", connection.value)),
         ]);
     }
-    let fill = |template: &Template| bound.text(template);
-    let executor = factory.build_in(step, &fill, &bound.base)?;
+    let (executor, values) = {
+        // What the step's templates name is what another process needs to build it as here.
+        let named = RefCell::new(BTreeMap::new());
+        let fill = |template: &Template| {
+            for piece in &template.pieces {
+                let name = match piece {
+                    Piece::Literal(_) => continue,
+                    Piece::Param(name) => format!("params.{}", name.value),
+                    Piece::Var(name) => format!("vars.{}", name.value),
+                };
+                let one = Template { text: String::new(), span: template.span, pieces: vec![piece.clone()] };
+                let text = bound.text(&one)?;
+                named.borrow_mut().insert(name, text);
+            }
+            bound.text(template)
+        };
+        let executor = factory.build_in(step, &fill, &bound.base)?;
+        (executor, named.into_inner())
+    };
     let description = executor.describe().clone();
     let mut errors = Vec::new();
     let mut read = Vec::new();
@@ -87,10 +107,29 @@ pub async fn describe(step: &Step, input: &SchemaRef, bound: &Bound, host: &Host
     }
     let policy = policy(step, &description, &adds, &mut errors);
     let cache = cache(step, input, &description, &policy, host, &mut errors).await;
+    let shape = StepShape { input: read, output: adds };
+    let mut executor = executor;
+    if let Some(elsewhere) = &host.elsewhere {
+        let class = step.resources.class.as_ref().map_or_else(|| step.kind.class(), |class| class.value.clone());
+        let attempts = Attempts {
+            step,
+            values: &values,
+            base: &bound.base,
+            class: class.as_str(),
+            effects: policy.effects,
+            in_flight: policy.target.in_flight,
+            executor: &executor,
+            shape: &shape,
+        };
+        match elsewhere.attempts(attempts) {
+            Ok(other) => executor = other,
+            Err(report) => errors.push(report),
+        }
+    }
     match errors.is_empty() {
         true => Ok(Call {
             step: Arc::from(name.as_str()),
-            shape: StepShape { input: read, output: adds },
+            shape,
             from: from.value.clone(),
             input: Arc::clone(input),
             policy,

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use chrono::Utc;
 use datafusion::physical_plan::displayable;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -32,6 +33,9 @@ pub struct Explanation {
     pub stages: Vec<StageView>,
     /// Steps that nobody needs.
     pub unneeded: Vec<String>,
+    /// What holds for the whole of it and is not seen from the stages.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// A node of the DAG.
@@ -103,15 +107,29 @@ pub fn explain_workflow<'a>(
 ) -> BoxFuture<'a, Result<Explanation, Diagnostics>> {
     async move {
         let texts = Arc::clone(&workflow.texts);
-        let compiled =
-            compile(workflow, inputs, engine.session(false), &engine.options().stores, engine.host()).await?;
+        // A durable run plans its SQL for this process: rows come in the same order when it is resumed.
+        let here = workflow.durable && engine.host().elsewhere.is_some();
+        let state = if here { engine.durable_session(Utc::now()) } else { engine.session(false) };
+        let compiled = compile(workflow, inputs, state, &engine.options().stores, engine.host()).await?;
+        let explained = |planned: Option<&Planned>| {
+            let mut explanation = explain(&compiled, planned);
+            if here {
+                explanation
+                    .notes
+                    .push("durable: SQL runs in this process, calls of other steps on the cluster".to_owned());
+            }
+            explanation
+        };
         if !plans {
-            return Ok(explain(&compiled, None));
+            return Ok(explained(None));
         }
         let places: Vec<StagedSink> = compiled.sinks.iter().map(StagedSink::imagined).collect();
-        let scope = engine.scope("explain", &CancellationToken::new(), std::env::temp_dir());
+        let mut scope = engine.scope("explain", &CancellationToken::new(), std::env::temp_dir());
+        if here {
+            scope.host.elsewhere = None;
+        }
         match plan(&compiled, inputs, &places, &scope).await {
-            Ok(planned) => Ok(explain(&compiled, Some(&planned))),
+            Ok(planned) => Ok(explained(Some(&planned))),
             Err(error) => Err(Diagnostics { reports: vec![report(&error)], texts }),
         }
     }
@@ -184,7 +202,8 @@ pub fn explain(compiled: &Compiled, planned: Option<&Planned>) -> Explanation {
             })
         })
         .collect();
-    Explanation { workflow: workflow.name.value.clone(), nodes, edges, stages, unneeded: compiled.unneeded.clone() }
+    let (workflow, unneeded) = (workflow.name.value.clone(), compiled.unneeded.clone());
+    Explanation { workflow, nodes, edges, stages, unneeded, notes: Vec::new() }
 }
 
 fn plan_text(planned: &Planned, root: &Root) -> Option<String> {
@@ -207,6 +226,9 @@ impl Explanation {
     /// For a terminal.
     pub fn to_text(&self) -> String {
         let mut text = format!("workflow {}\n", self.workflow);
+        for note in &self.notes {
+            let _ = writeln!(text, "  {note}");
+        }
         for node in &self.nodes {
             let columns: Vec<String> = node.columns.iter().map(|(name, kind)| format!("{name} {kind}")).collect();
             let _ = match node.kind {

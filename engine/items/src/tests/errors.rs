@@ -236,3 +236,64 @@ async fn an_attempt_ends_at_its_timeout_and_an_item_at_its_deadline() {
     assert_eq!(ran.tally.attempts, 1);
     assert!(start.elapsed() < Duration::from_secs(30));
 }
+
+fn lost(sent: Sent) -> Failure {
+    Failure::fixed(FailureCode::Crashed, "whoever made it is gone").retryable(true).sent(sent).lost()
+}
+
+#[tokio::test]
+async fn attempts_that_were_lost_do_not_count_until_items_look_guilty() {
+    // One attempt is all that the policy allows.
+    let once = |step: &Scripted| {
+        let mut policy = policy(step);
+        policy.retry.attempts = 1;
+        policy
+    };
+    let times = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = Arc::clone(&times);
+    let step = Arc::new(Scripted::new((10, 1), move |call| {
+        let before = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        assert_eq!(call.attempt, 1);
+        async move { if before < 3 { Err(lost(Sent::Maybe)) } else { Ok(plus_one(&call.items)) } }
+    }));
+    let start = Instant::now();
+    let ran = run(&step, once(&step), vec![numbers(0..10)]).await;
+    assert_eq!((ran.rows.len(), times.load(std::sync::atomic::Ordering::SeqCst)), (10, 4));
+    assert!(start.elapsed() < Duration::from_secs(5), "nobody waits");
+    // An item that kills whoever touches it is found, and the others are not lost with it.
+    let step = Arc::new(Scripted::new((8, 1), |call| async move {
+        if call.items.contains(&Some(5)) { Err(lost(Sent::Maybe)) } else { Ok(plus_one(&call.items)) }
+    }));
+    let ran = run(&step, once(&step), vec![numbers(0..8)]).await;
+    assert_eq!((ran.rows.len(), ran.count(Outcome::DeadLettered)), (7, 1));
+    assert!(step.attempts()[&5] <= 10, "{:?}", step.attempts());
+}
+
+#[tokio::test]
+async fn a_lost_call_that_happens_once_is_made_again_only_if_it_never_left() {
+    let step = Scripted::new((1, 4), |call| async move {
+        match (call.items[0], step_lost(&call)) {
+            (Some(x), true) if x % 2 == 0 => Err(lost(Sent::Never)),
+            (Some(_), true) => Err(lost(Sent::Maybe)),
+            _ => Ok(plus_one(&call.items)),
+        }
+    });
+    let step = Arc::new(step.effects(Effects::Once));
+    FIRST.lock().clear();
+    let ran = run(&step, policy(&step), vec![numbers(0..40)]).await;
+    assert_eq!((ran.rows.len(), ran.count(Outcome::Unknown)), (20, 20));
+    let attempts = step.attempts();
+    assert!(attempts.iter().all(|(x, count)| *count == if x % 2 == 0 { 2 } else { 1 }), "{attempts:?}");
+}
+
+static FIRST: parking_lot::Mutex<Vec<Value>> = parking_lot::Mutex::new(Vec::new());
+
+/// Whether an item is seen for the first time.
+fn step_lost(call: &Call) -> bool {
+    let mut seen = FIRST.lock();
+    let new = !seen.contains(&call.items[0]);
+    if new {
+        seen.push(call.items[0]);
+    }
+    new
+}

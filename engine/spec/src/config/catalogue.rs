@@ -197,6 +197,12 @@ pub const SETTINGS: &[Setting] = &[
         "Rows of a chunk of a durable run: what is committed together, and done again after a crash. `auto` is 32,768.",
     ),
     setting(
+        "cluster.routing",
+        Kind::Word(&["round_robin", "least_connections", "weighted", "consistent_hash"]),
+        Some("round_robin"),
+        "Which executor of a cluster makes the next call of a step that is not SQL: one after the other, the one with the fewest calls, in proportion to their slots, or always the same one for equal items, whose caches are then warm.",
+    ),
+    setting(
         "python.interpreter",
         Kind::PathOrAuto,
         Some("auto"),

@@ -49,6 +49,8 @@ pub struct Config {
     pub state: State,
     /// `cache.*`
     pub cache: Cache,
+    /// `cluster.*`
+    pub cluster: Cluster,
     /// `python.*`
     pub python: Python,
     /// `gpu.*`
@@ -79,6 +81,13 @@ pub enum StateStore {
     Sqlite,
     /// In the PostgreSQL database of this URL.
     Postgres(Secret),
+}
+
+/// How a cluster is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    /// Which executor makes the next call: `round_robin`, `least_connections`, `weighted` or `consistent_hash`.
+    pub routing: &'static str,
 }
 
 /// How Python functions are called. `None` means that the program decides (`auto`).
@@ -356,6 +365,7 @@ impl Config {
             memory_bytes: values.count("cache.memory"),
             disk_bytes: values.count("cache.disk"),
         };
+        let cluster = Cluster { routing: values.word("cluster.routing") };
         let python = Python { interpreter: values.text("python.interpreter").map(PathBuf::from) };
         let gpu = Gpu {
             usage: values.word("gpu.use"),
@@ -373,6 +383,7 @@ impl Config {
             object_store,
             state,
             cache,
+            cluster,
             python,
             gpu,
             model,

@@ -89,6 +89,7 @@ async fn empty_input(fixture: &dyn Fixture) {
         deadline: None,
         stop: context.cancel.clone(),
         cancel: context.cancel.clone(),
+        place: None,
     };
     let reply = session.execute(batch).await.expect("an empty group is no error");
     assert_eq!(reply.output.num_rows(), 0);

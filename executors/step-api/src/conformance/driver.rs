@@ -211,6 +211,7 @@ async fn settle(group: Rows, shared: &Shared<'_>) -> Settled {
             deadline: shared.options.timeout.map(|timeout| Instant::now() + timeout),
             stop: shared.options.cancel.clone(),
             cancel: shared.options.cancel.clone(),
+            place: None,
         };
         settled.attempts += 1;
         match try_once(batch, shared).await {

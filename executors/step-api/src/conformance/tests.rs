@@ -194,6 +194,7 @@ async fn deadlines_hold_even_for_a_deaf_step() {
         deadline: Some(tokio::time::Instant::now() + Duration::from_millis(50)),
         stop: context.cancel.clone(),
         cancel: context.cancel.clone(),
+        place: None,
     };
     let ended = attempt(&mut step, batch, &context, &shape, Cardinality::OneToOne).await;
     let failure = ended.result.unwrap_err();
