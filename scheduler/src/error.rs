@@ -11,6 +11,9 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// Bytes cannot travel as configured.
+    #[error("the scheduler does not serve: {0}")]
+    Transport(#[from] rowmill_wire::transport::TransportError),
     /// Ballista refused.
     #[error("the scheduler failed: {0}")]
     Ballista(#[from] ballista_core::error::BallistaError),

@@ -25,14 +25,13 @@ use rowmill_wire::MESSAGE_BYTES;
 use rowmill_wire::alive::AliveServer;
 use rowmill_wire::class::{Demand, class_of_stage};
 use rowmill_wire::codec::RowmillCodec;
-use rowmill_wire::handshake::Handshake;
+use rowmill_wire::handshake::{Handshake, Right};
 use rowmill_wire::jobs::JobsServer;
 use rowmill_wire::name::ExecutorName;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::server::TcpIncoming;
 
 use crate::cluster_state::Cluster;
 use crate::error::Error;
@@ -133,6 +132,7 @@ impl Scheduler {
             runtime: runtime.build_arc()?,
         };
         let handshake = core.handshake.clone();
+        let incoming = handshake.incoming(listener)?;
         let intake = SchedulerGrpcServer::new(Intake::new(server.clone(), watch.clone()))
             .max_decoding_message_size(MESSAGE_BYTES)
             .max_encoding_message_size(MESSAGE_BYTES);
@@ -144,10 +144,10 @@ impl Scheduler {
             // A client that was stopped keeps its connection open and must not keep its jobs for ever.
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
-            .add_service(InterceptedService::new(intake, handshake.clone()))
-            .add_service(InterceptedService::new(jobs, handshake.clone()))
-            .add_service(InterceptedService::new(alive, handshake))
-            .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
+            .add_service(InterceptedService::new(intake, handshake.guard(Right::Join)))
+            .add_service(InterceptedService::new(jobs, handshake.guard(Right::Submit)))
+            .add_service(InterceptedService::new(alive, handshake.guard(Right::Join)))
+            .serve_with_incoming(incoming);
         let watching = (watch.clone(), server.clone(), cluster.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {

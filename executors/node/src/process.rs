@@ -25,11 +25,13 @@ use futures::future::BoxFuture;
 use rowmill_wire::MESSAGE_BYTES;
 use rowmill_wire::alive::{AliveRequest, say_alive};
 use rowmill_wire::codec::RowmillCodec;
+use rowmill_wire::handshake::{Handshake, Right};
+use rowmill_wire::transport::ConnectError;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::server::{Router, TcpIncoming};
+use tonic::transport::server::Router;
 use tonic::transport::{Channel, Server};
 
 use crate::error::Error;
@@ -91,13 +93,14 @@ async fn run_until(options: Options, mut stop: BoxFuture<'static, ()>) -> Result
     let flight_service = FlightServiceServer::new(BallistaFlightService::new(executor.work_dir.clone()))
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES);
-    let guard = options.handshake.clone();
-    let task_router = Server::builder().add_service(InterceptedService::new(task_service, guard.clone()));
-    let flight_router = Server::builder().add_service(InterceptedService::new(flight_service, guard));
+    // Tasks come from the scheduler; results are read by other executors and by clients.
+    let (joined, submits) = (options.handshake.guard(Right::Join), options.handshake.guard(Right::Submit));
+    let task_router = Server::builder().add_service(InterceptedService::new(task_service, joined));
+    let flight_router = Server::builder().add_service(InterceptedService::new(flight_service, submits));
     // They end with the set.
     let mut servers = JoinSet::new();
-    serve(&mut servers, task_router, task_listener);
-    serve(&mut servers, flight_router, flight);
+    serve(&mut servers, &options.handshake, task_router, task_listener)?;
+    serve(&mut servers, &options.handshake, flight_router, flight)?;
 
     let mut member =
         Member { options: &options, metadata, tasks: &tasks, work_dir: &work_dir, channel: None, draining: false };
@@ -183,10 +186,11 @@ impl Member<'_> {
         for scheduler in &self.options.schedulers {
             let channel = match connect(&self.options.handshake, scheduler).await {
                 Ok(channel) => channel,
-                Err(why) => {
-                    silent.push(why);
+                Err(ConnectError::Silent { address, why }) => {
+                    silent.push(format!("{address}: {why}"));
                     continue;
                 }
+                Err(error) => return Err(Error::Refused(error.to_string())),
             };
             let message = RegisterExecutorParams { metadata: Some(self.metadata.clone()) };
             match SchedulerGrpcClient::new(channel.clone()).register_executor(message).await {
@@ -260,7 +264,7 @@ impl Member<'_> {
         for scheduler in &self.options.schedulers {
             match connect(&self.options.handshake, scheduler).await {
                 Ok(channel) => return Ok(channel),
-                Err(why) => refusals.push(why),
+                Err(error) => refusals.push(error.to_string()),
             }
         }
         Err(refusals.join("; "))
@@ -295,13 +299,14 @@ async fn listen(options: &Options, port: u16) -> Result<(TcpListener, u16), Erro
     Ok((listener, port))
 }
 
-fn serve(servers: &mut JoinSet<()>, router: Router, listener: TcpListener) {
-    let serving = router.serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
+fn serve(servers: &mut JoinSet<()>, handshake: &Handshake, router: Router, listener: TcpListener) -> Result<(), Error> {
+    let serving = router.serve_with_incoming(handshake.incoming(listener)?);
     servers.spawn(async move {
         if let Err(error) = serving.await {
             tracing::error!("a server of the executor stopped: {error}");
         }
     });
+    Ok(())
 }
 
 fn registration(options: &Options, flight_port: u16, task_port: u16) -> ExecutorRegistration {

@@ -6,4 +6,5 @@ mod deaths;
 mod joining;
 mod leases;
 mod placing;
+mod security;
 mod support;

@@ -23,6 +23,7 @@ use rowmill_wire::codec::RowmillCodec;
 use rowmill_wire::files::ResultFile;
 use rowmill_wire::jobs::{BEAT, Event, Finished, Setting, StatusResponse, SubmitRequest, status, submit};
 use rowmill_wire::name::ExecutorName;
+use rowmill_wire::transport;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
@@ -56,9 +57,12 @@ pub enum ConnectError {
     /// Nobody answers; somebody may later.
     #[error("no scheduler answers: {0}")]
     Silent(String),
-    /// It answers and refuses: the token or the build is not its own.
+    /// It answers and refuses: the token, the certificate or the build is not what it should be.
     #[error("the cluster refuses this process: {0}")]
     Refused(String),
+    /// The token would travel in plain text.
+    #[error("nothing was sent: {0}")]
+    Insecure(String),
 }
 
 /// A connection to a cluster. Cheap to clone.
@@ -243,13 +247,14 @@ impl Cluster {
         sign: &mut Instant,
     ) -> Result<JobResult, Ended> {
         let refused = |why: String| {
-            let help = "the token in ROWMILL_CLUSTER_TOKEN and the build of rowmill must be the cluster's";
+            let help = "the token, the certificates and the build of rowmill must be the cluster's";
             Ended::Failed(environment("RM0708", format!("the cluster refuses this process: {why}"), help))
         };
         let channel = match self.channel().await {
             Ok(channel) => channel,
             Err(ConnectError::Silent(why)) => return Err(Ended::Silent(why)),
             Err(ConnectError::Refused(why)) => return Err(refused(why)),
+            Err(ConnectError::Insecure(why)) => return Err(Ended::Failed(insecure(&why))),
         };
         let pairs = context.session_config().to_key_value_pairs();
         let settings =
@@ -271,7 +276,7 @@ impl Cluster {
             Ok(Err(status)) => {
                 return Err(match judge(&status) {
                     ConnectError::Refused(why) => refused(why),
-                    ConnectError::Silent(why) => Ended::Silent(why),
+                    ConnectError::Silent(why) | ConnectError::Insecure(why) => Ended::Silent(why),
                 });
             }
             Err(_) => return Err(Ended::Silent("it took the plan and gives no answer".to_owned())),
@@ -367,22 +372,23 @@ impl Cluster {
 }
 
 async fn connect(options: &Options, address: &str) -> Result<Channel, ConnectError> {
-    let silent = |error: &dyn std::error::Error| {
-        let cause = error.source().map(ToString::to_string).unwrap_or_default();
-        ConnectError::Silent(format!("{address}: {error} {cause}").trim_end().to_owned())
+    let set = |endpoint: Endpoint| {
+        endpoint.connect_timeout(CONNECT).http2_keep_alive_interval(CONNECT).keep_alive_timeout(CONNECT)
     };
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .and_then(|endpoint| options.handshake.endpoint(endpoint))
-        .map_err(|error| silent(&error))?
-        .connect_timeout(CONNECT)
-        .http2_keep_alive_interval(CONNECT)
-        .keep_alive_timeout(CONNECT);
-    endpoint.connect().await.map_err(|error| silent(&error))
+    options.handshake.connect(address, set).await.map_err(|error| match error {
+        transport::ConnectError::Silent { .. } | transport::ConnectError::Address(_) => {
+            ConnectError::Silent(error.to_string())
+        }
+        transport::ConnectError::Transport(why) => ConnectError::Insecure(why.to_string()),
+        transport::ConnectError::Untrusted { .. } => ConnectError::Refused(error.to_string()),
+    })
 }
 
 fn judge(status: &tonic::Status) -> ConnectError {
     match status.code() {
-        Code::Unauthenticated | Code::FailedPrecondition => ConnectError::Refused(status.message().to_owned()),
+        Code::Unauthenticated | Code::PermissionDenied | Code::FailedPrecondition => {
+            ConnectError::Refused(status.message().to_owned())
+        }
         _ => ConnectError::Silent(status.message().to_owned()),
     }
 }
@@ -402,6 +408,11 @@ fn judge_failure(reason: &str, unplaced: bool) -> Ended {
         return Ended::Failed(environment("RM0707", reason.to_owned(), "`rowmill cluster status` shows the executors"));
     }
     Ended::Lost(reason.trim().to_owned())
+}
+
+fn insecure(why: &str) -> DataFusionError {
+    let help = "docs/cluster.md shows how certificates are made";
+    environment("RM0720", format!("nothing was sent to the cluster: {why}"), help)
 }
 
 fn environment(code: &'static str, message: String, help: &str) -> DataFusionError {

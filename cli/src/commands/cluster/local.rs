@@ -178,6 +178,7 @@ async fn await_health(record: &Record, settings: &Settings) -> Result<(), Diagno
             Err(ConnectError::Refused(why)) => {
                 return Err(environment("RM0708", why, "another cluster listens there; give another --port"));
             }
+            Err(ConnectError::Insecure(why)) => return Err(environment("RM0720", why, "see docs/cluster.md")),
             Err(ConnectError::Silent(why)) => why,
         };
         if began.elapsed() > START {

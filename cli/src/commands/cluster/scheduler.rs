@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rowmill_cluster::stores::Stores;
-use rowmill_scheduler::{Options, Scheduler};
-use rowmill_wire::handshake::Handshake;
+use rowmill_scheduler::{Error, Options, Scheduler};
 
-use super::{asked_to_stop, environment, token};
+use super::{asked_to_stop, environment, security};
 use crate::args::SchedulerArguments;
 use crate::exit;
 use crate::output::failure;
@@ -15,8 +14,10 @@ use crate::settings::Settings;
 
 pub(crate) async fn scheduler(arguments: &SchedulerArguments, settings: &Settings) -> u8 {
     let refuse = |reports| failure(&reports, settings.is_json(), settings.is_colored());
-    let token = match token(arguments.token_file.as_deref()) {
-        Ok(token) => token,
+    let handshake =
+        security::token(arguments.token_file.as_deref()).and_then(|token| security::server(token, settings));
+    let handshake = match handshake {
+        Ok(handshake) => handshake,
         Err(reports) => return refuse(reports),
     };
     let stores = match settings.session_options() {
@@ -28,7 +29,7 @@ pub(crate) async fn scheduler(arguments: &SchedulerArguments, settings: &Setting
         listen: arguments.listen,
         host: arguments.host.clone().unwrap_or_else(|| arguments.listen.ip().to_string()),
         queue_timeout: Duration::from_secs(arguments.queue_timeout_s),
-        ..Options::local(Handshake::new(token))
+        ..Options::local(handshake)
     };
     match Scheduler::start(options).await {
         Ok(scheduler) => {
@@ -36,6 +37,7 @@ pub(crate) async fn scheduler(arguments: &SchedulerArguments, settings: &Setting
             asked_to_stop().await;
             exit::SUCCESS
         }
+        Err(Error::Transport(error)) => refuse(security::refused(&error)),
         Err(error) => refuse(environment("RM0704", error.to_string(), "choose another address with --listen")),
     }
 }

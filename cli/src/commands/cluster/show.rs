@@ -71,8 +71,12 @@ pub(crate) async fn status(arguments: &ClusterArguments, folder: Option<&Path>, 
             for line in &dead {
                 eprintln!("{line}");
             }
-            let code = if matches!(error, ConnectError::Refused(_)) { "RM0708" } else { "RM0709" };
-            let report = environment(code, error.to_string(), "`rowmill cluster up` starts what has ended");
+            let (code, help) = match error {
+                ConnectError::Refused(_) => ("RM0708", "are token, certificates and build the cluster's?"),
+                ConnectError::Insecure(_) => ("RM0720", "docs/cluster.md shows how certificates are made"),
+                ConnectError::Silent(_) => ("RM0709", "`rowmill cluster up` starts what has ended"),
+            };
+            let report = environment(code, error.to_string(), help);
             failure(&report, settings.is_json(), settings.is_colored())
         }
     }
