@@ -16,6 +16,7 @@ const PROJECT_FILE: &str = "rowmill.yaml";
 #[derive(Debug)]
 pub(crate) struct Settings {
     config: Config,
+    inherited: Vec<String>,
 }
 
 impl Settings {
@@ -32,10 +33,25 @@ impl Settings {
                 crate::args::OutputFormat::Json => "json".to_owned(),
             }),
         );
-        if let Command::Run { progress, .. } = &arguments.command {
+        if let Command::Run { progress, queue, .. } = &arguments.command {
             flag("output.progress", progress.clone());
+            flag("cluster.queue", queue.clone());
         }
-        Settings::from_layers(arguments.global.config.as_deref(), flags)
+        let file = arguments.global.config.as_deref();
+        let mut inherited = Vec::new();
+        if let Some(file) = file {
+            let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+            inherited.extend(["--config".to_owned(), file.display().to_string()]);
+        }
+        for (key, value) in &arguments.global.options {
+            inherited.extend(["--option".to_owned(), format!("{key}={value}")]);
+        }
+        Ok(Settings { inherited, ..Settings::from_layers(file, flags)? })
+    }
+
+    /// What a process of this program is started with, so that it is configured as this one.
+    pub(crate) fn inherited(&self) -> &[String] {
+        &self.inherited
     }
 
     /// Reads every layer; `flags` are settings by key, the strongest layer.
@@ -57,7 +73,7 @@ impl Settings {
             reserved_env: ["ROWMILL_CONFIG", "ROWMILL_CLUSTER", "ROWMILL_CLUSTER_TOKEN"].map(str::to_owned).to_vec(),
             flags,
         })?;
-        Ok(Settings { config })
+        Ok(Settings { config, inherited: Vec::new() })
     }
 
     /// The configuration itself.

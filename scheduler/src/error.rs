@@ -28,6 +28,9 @@ pub enum Error {
         /// Why, as the scheduler or an executor says.
         reason: String,
     },
+    /// Admission did not take a job, or not in time.
+    #[error("{0}")]
+    NotAdmitted(String),
     /// A job was ended because nobody could run it.
     #[error("job {job} failed: {reason}")]
     Unplaced {

@@ -14,6 +14,7 @@ use ballista_scheduler::config::SchedulerConfig;
 use ballista_scheduler::scheduler_process::create_scheduler;
 use ballista_scheduler::scheduler_server::event::SubmitPlan;
 use ballista_scheduler::state::execution_stage::ExecutionStage;
+use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::context::SessionContext;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::physical_plan::ExecutionPlan;
@@ -25,7 +26,7 @@ use rowmill_wire::MESSAGE_BYTES;
 use rowmill_wire::alive::AliveServer;
 use rowmill_wire::class::{Demand, class_of_stage};
 use rowmill_wire::codec::RowmillCodec;
-use rowmill_wire::handshake::{Handshake, Right};
+use rowmill_wire::handshake::{Handshake, Right, TenantName};
 use rowmill_wire::jobs::JobsServer;
 use rowmill_wire::name::ExecutorName;
 use tokio::net::TcpListener;
@@ -33,6 +34,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tonic::service::interceptor::InterceptedService;
 
+use crate::admission::{Ask, Desk, Place, Refused};
 use crate::cluster_state::Cluster;
 use crate::error::Error;
 use crate::intake::Intake;
@@ -93,6 +95,7 @@ pub(crate) struct Core {
     cluster: Arc<Cluster>,
     jobs: Arc<dyn JobState>,
     watch: Arc<Watch>,
+    pub(crate) desk: Arc<Desk>,
     handshake: Handshake,
     /// One environment for all plans that are read.
     pub(crate) runtime: Arc<RuntimeEnv>,
@@ -114,7 +117,8 @@ impl Scheduler {
         let address = listener.local_addr().map_err(listen)?;
         let config = Arc::new(ballista_config(&options, address.port()));
         let stock = BallistaCluster::new_from_config(&config).await?;
-        let cluster = Arc::new(Cluster::new(options.strategy));
+        let desk = Arc::new(Desk::new(options.admission.clone()));
+        let cluster = Arc::new(Cluster::new(options.strategy, desk.clone()));
         let jobs = stock.job_state();
         let joined = BallistaCluster::new(cluster.clone(), jobs.clone());
         let server: Server = create_scheduler(joined, config).await?;
@@ -128,6 +132,7 @@ impl Scheduler {
             cluster: cluster.clone(),
             jobs,
             watch: watch.clone(),
+            desk: desk.clone(),
             handshake: options.handshake.clone(),
             runtime: runtime.build_arc()?,
         };
@@ -148,14 +153,14 @@ impl Scheduler {
             .add_service(InterceptedService::new(jobs, handshake.guard(Right::Submit)))
             .add_service(InterceptedService::new(alive, handshake.guard(Right::Join)))
             .serve_with_incoming(incoming);
-        let watching = (watch.clone(), server.clone(), cluster.clone());
+        let watching = (watch.clone(), server.clone(), cluster.clone(), desk);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             if let Err(error) = serving.await {
                 tracing::error!("the scheduler's server stopped: {error}");
             }
         });
-        tasks.spawn(async move { watching.0.run(watching.1, watching.2, options).await });
+        tasks.spawn(async move { watching.0.run(watching.1, watching.2, watching.3, options).await });
         Ok(Self { core, address, _tasks: tasks })
     }
 
@@ -169,11 +174,11 @@ impl Scheduler {
         Box::pin(self.core.executors())
     }
 
-    /// Submits a physical plan. Hash exchanges cut it into stages; `rowmill_wire::class::ClassExec` says where they run,
+    /// Submits a physical plan to the default queue, and waits until it may begin. Hash exchanges cut it into stages; `rowmill_wire::class::ClassExec` says where they run,
     /// and [`Demand`] as an extension of the context's configuration where the others run.
     ///
     /// # Errors
-    /// The plan cannot be encoded or is too large; the event loop has stopped.
+    /// The plan cannot be encoded or is too large; the queue is full, or it waited too long; the event loop has stopped.
     pub fn submit<'a>(
         &'a self,
         name: &'a str,
@@ -193,7 +198,15 @@ impl Scheduler {
         let mut bytes = Vec::new();
         encoded.try_encode(&mut bytes)?;
         check_size(bytes.len())?;
-        self.core.submit(name, context, plan).await
+        let class = job_demand(&context.copied_config()).class;
+        let ask = Ask { queue: String::new(), tenant: TenantName::default(), class, bytes: bytes.len() as u64 };
+        let refused = |refused: Refused| Error::NotAdmitted(refused.to_string());
+        let (place, news) = self.core.desk.enter(ask).map_err(refused)?;
+        news.await.map_err(|_| Error::Lost { job: name.to_owned() })?.map_err(refused)?;
+        // A context of its own: the job's number is put into its configuration.
+        let config = context.copied_config().with_extension(Arc::new(place.mark()));
+        let state = SessionStateBuilder::new_from_existing(context.state()).with_config(config).build();
+        self.core.submit(name, place, Arc::new(SessionContext::new_with_state(state)), plan).await
     }
 
     /// Where each stage of a job ran, while its state is kept ([`Options::keep_finished`]); `None` afterwards.
@@ -247,14 +260,17 @@ impl Core {
         all
     }
 
+    /// Hands a job to Ballista. The context's configuration carries the mark of its place.
     pub(crate) async fn submit(
         &self,
         name: &str,
+        place: Place,
         context: Arc<SessionContext>,
         plan: Arc<dyn ExecutionPlan>,
     ) -> Result<Job, Error> {
         let (sender, updates) = mpsc::channel(UPDATES);
         let id = self.server.submit_plan(name, context, &SubmitPlan::Physical(plan), Some(sender)).await?;
+        place.name(&id);
         Ok(Job {
             id,
             updates,
@@ -263,6 +279,7 @@ impl Core {
             server: self.server.clone(),
             handshake: self.handshake.clone(),
             ended: false,
+            place: Some(place),
         })
     }
 

@@ -102,8 +102,15 @@ async fn run_until(options: Options, mut stop: BoxFuture<'static, ()>) -> Result
     serve(&mut servers, &options.handshake, task_router, task_listener)?;
     serve(&mut servers, &options.handshake, flight_router, flight)?;
 
-    let mut member =
-        Member { options: &options, metadata, tasks: &tasks, work_dir: &work_dir, channel: None, draining: false };
+    let mut member = Member {
+        options: &options,
+        metadata,
+        tasks: &tasks,
+        work_dir: &work_dir,
+        channel: None,
+        draining: false,
+        memory_bytes: memory(&options).unwrap_or(0),
+    };
     tokio::select! {
         () = &mut stop => return Ok(()),
         joined = member.join_when_there() => joined?,
@@ -159,6 +166,7 @@ struct Member<'a> {
     work_dir: &'a WorkDir,
     channel: Option<Channel>,
     draining: bool,
+    memory_bytes: u64,
 }
 
 impl Member<'_> {
@@ -246,6 +254,7 @@ impl Member<'_> {
             running: self.tasks.open(),
             draining: self.draining,
             held: self.work_dir.jobs(),
+            memory_bytes: self.memory_bytes,
         };
         let answer = say_alive(channel.clone(), message).await.map_err(|status| status.message().to_owned())?;
         self.tasks.stop(answer.stop).await;
@@ -330,11 +339,15 @@ fn runtime(options: &Options, work_dir: &WorkDir) -> Result<Arc<RuntimeEnv>, Err
     if let Some(stores) = &options.stores {
         builder = builder.with_object_store_registry(Arc::clone(stores));
     }
-    let bytes = options.memory_bytes.or_else(|| Some((machine_memory()? as f64 * MEMORY_SHARE) as u64));
-    if let Some(bytes) = bytes {
+    if let Some(bytes) = memory(options) {
         builder = builder.with_memory_pool(Arc::new(FairSpillPool::new(usize::try_from(bytes).unwrap_or(usize::MAX))));
     }
     Ok(builder.build_arc()?)
+}
+
+/// Bytes of memory that tasks share.
+fn memory(options: &Options) -> Option<u64> {
+    options.memory_bytes.or_else(|| Some((machine_memory()? as f64 * MEMORY_SHARE) as u64))
 }
 
 /// Bytes of memory that this process may use: its control group's limit or the machine's memory, whichever is less.

@@ -21,7 +21,9 @@ use rowmill_engine::elsewhere::{Elsewhere, Part, Reported};
 use rowmill_spec::{Diagnostic, Fault};
 use rowmill_wire::codec::RowmillCodec;
 use rowmill_wire::files::ResultFile;
-use rowmill_wire::jobs::{BEAT, Event, Finished, Setting, StatusResponse, SubmitRequest, status, submit};
+use rowmill_wire::jobs::{
+    BEAT, Event, Finished, Refused, RefusedFor, Setting, StatusResponse, SubmitRequest, Waiting, status, submit,
+};
 use rowmill_wire::name::ExecutorName;
 use rowmill_wire::transport;
 use tonic::Code;
@@ -265,14 +267,13 @@ impl Cluster {
             settings,
             class: placed.class.clone(),
             slots: 1,
+            queue: self.inner.options.queue.clone(),
+            organisation: self.inner.options.tenant.organisation.to_string(),
+            team: self.inner.options.tenant.team.to_string(),
         };
         let mut progress = match tokio::time::timeout(SILENCE, submit(channel, request)).await {
             Ok(Ok(progress)) => progress,
-            Ok(Err(status)) if status.code() == Code::InvalidArgument => {
-                let message = format!("the cluster cannot read the plan: {}", status.message());
-                let report = Diagnostic::error("RM0900", message).fault(Fault::Internal);
-                return Err(Ended::Failed(Reported { report, out_of_memory: false }.into_error()));
-            }
+            Ok(Err(status)) if status.code() == Code::InvalidArgument => return Err(unreadable(&status)),
             Ok(Err(status)) => {
                 return Err(match judge(&status) {
                     ConnectError::Refused(why) => refused(why),
@@ -281,11 +282,12 @@ impl Cluster {
             }
             Err(_) => return Err(Ended::Silent("it took the plan and gives no answer".to_owned())),
         };
-        let (mut job, submitted, mut asked) = (String::new(), Instant::now(), false);
+        let (mut job, submitted, mut asked, mut queued) = (String::new(), Instant::now(), false, false);
         let finished = loop {
             let event = match tokio::time::timeout(SILENCE, progress.message()).await {
                 Ok(Ok(Some(event))) => event.event,
                 Ok(Ok(None)) => return Err(Ended::Silent("the scheduler stopped".to_owned())),
+                Ok(Err(status)) if status.code() == Code::InvalidArgument => return Err(unreadable(&status)),
                 Ok(Err(status)) => return Err(Ended::Silent(status.message().to_owned())),
                 Err(_) => return Err(Ended::Silent(format!("nothing was heard for {} s", SILENCE.as_secs()))),
             };
@@ -293,6 +295,17 @@ impl Cluster {
             match event {
                 Some(Event::Finished(finished)) => break finished,
                 Some(Event::Failed(failed)) => return Err(judge_failure(&failed.reason, failed.unplaced)),
+                Some(Event::Refused(refused)) => return Err(judge_refusal(&refused)),
+                Some(Event::Waiting(waiting)) => {
+                    if !queued && submitted.elapsed() > TELL_WAIT {
+                        queued = true;
+                        let Waiting { queue, waiting, running } = waiting;
+                        tracing::warn!(
+                            part = placed.name,
+                            "waiting in the cluster's queue `{queue}`: {waiting} wait, {running} run"
+                        );
+                    }
+                }
                 Some(Event::Accepted(id)) => {
                     tracing::debug!(part = placed.name, id, "accepted");
                     job = id;
@@ -408,6 +421,23 @@ fn judge_failure(reason: &str, unplaced: bool) -> Ended {
         return Ended::Failed(environment("RM0707", reason.to_owned(), "`rowmill cluster status` shows the executors"));
     }
     Ended::Lost(reason.trim().to_owned())
+}
+
+/// A plan that was sent and not understood.
+fn unreadable(status: &tonic::Status) -> Ended {
+    let message = format!("the cluster cannot read the plan: {}", status.message());
+    let report = Diagnostic::error("RM0900", message).fault(Fault::Internal);
+    Ended::Failed(Reported { report, out_of_memory: false }.into_error())
+}
+
+/// What it means that the cluster did not admit a job.
+fn judge_refusal(refused: &Refused) -> Ended {
+    let (code, help) = match refused.kind() {
+        RefusedFor::Full => ("RM0721", "start it again later, or put it into another queue with --queue"),
+        RefusedFor::Late => ("RM0722", "`rowmill cluster status` shows what the cluster does instead"),
+        RefusedFor::Never => ("RM0723", "`rowmill cluster status` shows the queues"),
+    };
+    Ended::Failed(environment(code, refused.reason.clone(), help))
 }
 
 fn insecure(why: &str) -> DataFusionError {

@@ -75,7 +75,8 @@ fn connection(
 ) -> Result<Cluster, Diagnostics> {
     let stores = settings.session_options()?.stores;
     let handshake = security::client(token, settings)?;
-    Cluster::try_new(Options { schedulers, handshake, partitions, stores, patience: PATIENCE })
+    let (queue, tenant) = (settings.config().cluster.queue.clone(), security::tenant(settings)?);
+    Cluster::try_new(Options { schedulers, handshake, queue, tenant, partitions, stores, patience: PATIENCE })
         .map_err(|error| rowmill::Session::report(&error))
 }
 

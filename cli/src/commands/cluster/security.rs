@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use rowmill::Diagnostics;
-use rowmill_wire::handshake::{Handshake, Submitter, Token};
+use rowmill_wire::handshake::{Handshake, Submitter, TenantName, Token};
 use rowmill_wire::transport::{TlsFiles, Transport, TransportError};
 
 use super::{TOKEN_VARIABLE, environment, usage};
@@ -41,6 +41,18 @@ pub(super) fn server(token: Token, settings: &Settings) -> Result<Handshake, Dia
         }
     };
     Ok(client(token, settings)?.with_submitters(submitters))
+}
+
+/// Whom work is done for.
+pub(super) fn tenant(settings: &Settings) -> Result<TenantName, Diagnostics> {
+    let cluster = &settings.config().cluster;
+    let text = match (&cluster.organisation, &cluster.team) {
+        (None, None) => return Ok(TenantName::default()),
+        (None, Some(_)) => return Err(usage("`cluster.team` is set and `cluster.organisation` is not", "set both")),
+        (Some(organisation), None) => organisation.clone(),
+        (Some(organisation), Some(team)) => format!("{organisation}/{team}"),
+    };
+    TenantName::parse(&text).map_err(|why| usage(format!("`cluster.organisation`: {why}"), "set it to a name"))
 }
 
 fn transport(settings: &Settings) -> Result<Transport, Diagnostics> {

@@ -99,6 +99,23 @@ pub(super) fn text(status: &StatusResponse, dead: &[String]) -> String {
         };
         lines.push(format!("job {} ({}): {} of {} stages done{waits}", job.id, job.name, job.ended, job.stages));
     }
+    for queue in &status.queues {
+        let most = match queue.max_running {
+            0 => String::new(),
+            most => format!(" of {most}"),
+        };
+        let oldest = match queue.waiting {
+            0 => String::new(),
+            _ => format!(", the oldest for {} s", queue.oldest_ms / 1_000),
+        };
+        lines.push(format!(
+            "queue {} (priority {}): {}{most} jobs run, {} of {} wait{oldest}",
+            queue.name, queue.priority, queue.running, queue.waiting, queue.max_queued
+        ));
+    }
+    for tenant in status.tenants.iter().filter(|tenant| !tenant.name.is_empty()) {
+        lines.push(format!("{}: {} jobs, {} partitions", tenant.name, tenant.jobs, tenant.tasks));
+    }
     lines.extend(dead.iter().cloned());
     lines.iter().map(|line| format!("{}\n", line.trim_end())).collect()
 }
@@ -124,5 +141,21 @@ pub(super) fn json(status: &StatusResponse, dead: &[String]) -> serde_json::Valu
             })
         })
         .collect();
-    serde_json::json!({"executors": executors, "jobs": jobs, "ended": dead})
+    let queues: Vec<_> = status
+        .queues
+        .iter()
+        .map(|queue| {
+            serde_json::json!({
+                "name": queue.name, "priority": queue.priority, "running": queue.running,
+                "max_running": (queue.max_running > 0).then_some(queue.max_running), "waiting": queue.waiting,
+                "max_queued": queue.max_queued, "oldest_ms": queue.oldest_ms,
+            })
+        })
+        .collect();
+    let tenants: Vec<_> = status
+        .tenants
+        .iter()
+        .map(|tenant| serde_json::json!({"name": tenant.name, "jobs": tenant.jobs, "tasks": tenant.tasks}))
+        .collect();
+    serde_json::json!({"executors": executors, "jobs": jobs, "queues": queues, "tenants": tenants, "ended": dead})
 }
