@@ -46,6 +46,8 @@ use crate::watch::{Server, Watch};
 
 /// How often a silent connection is asked whether it lives, and how long the answer may take.
 const KEEPALIVE: Duration = Duration::from_secs(15);
+/// Streams of one connection at a time.
+const MOST_STREAMS: u32 = 20_000;
 /// Room for a job's status changes until somebody reads them.
 const UPDATES: usize = 64;
 
@@ -149,6 +151,8 @@ impl Scheduler {
             // A client that was stopped keeps its connection open and must not keep its jobs for ever.
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
+            // Each job of a client is a stream of its own, and one that waits is one as well.
+            .max_concurrent_streams(Some(MOST_STREAMS))
             .add_service(InterceptedService::new(intake, handshake.guard(Right::Join)))
             .add_service(InterceptedService::new(jobs, handshake.guard(Right::Submit)))
             .add_service(InterceptedService::new(alive, handshake.guard(Right::Join)))

@@ -57,6 +57,8 @@ pub fn run(options: Options, stop: BoxFuture<'static, ()>) -> BoxFuture<'static,
 }
 
 async fn run_until(options: Options, mut stop: BoxFuture<'static, ()>) -> Result<(), Error> {
+    // Others would refuse to speak with it there, and only once they want its results.
+    options.handshake.transport().check_host(&options.host)?;
     let work_dir = WorkDir::take(&options.work_dir)?;
     let (flight, flight_port) = listen(&options, options.flight_port).await?;
     let (task_listener, task_port) = listen(&options, options.task_port).await?;

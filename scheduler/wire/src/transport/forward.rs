@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -35,13 +36,14 @@ type Sockets = Mutex<HashMap<(String, u16), PathBuf>>;
 pub(crate) struct Forwards {
     folder: PathBuf,
     sockets: Arc<Sockets>,
+    made: AtomicU64,
     /// Threads of their own: whoever calls may be a thread that computes.
     threads: Option<Runtime>,
 }
 
 impl Forwards {
     pub(super) fn try_new() -> io::Result<Self> {
-        // A path to a socket may have no more than 107 bytes: whatever the temporary folder is called, this is short.
+        // A path to a socket may have no more than 107 bytes, so names are short.
         let folder = std::env::temp_dir().join(format!("rowmill-{}", uuid::Uuid::new_v4().simple()));
         std::fs::DirBuilder::new().mode(0o700).create(&folder)?;
         let threads = tokio::runtime::Builder::new_multi_thread()
@@ -49,7 +51,7 @@ impl Forwards {
             .thread_name("tls")
             .enable_all()
             .build()?;
-        Ok(Self { folder, sockets: Arc::default(), threads: Some(threads) })
+        Ok(Self { folder, sockets: Arc::default(), made: AtomicU64::new(0), threads: Some(threads) })
     }
 
     /// The socket that leads to an executor.
@@ -60,7 +62,8 @@ impl Forwards {
             return Ok(path.clone());
         }
         let Some(threads) = &self.threads else { return Err(io::Error::other("this process ends")) };
-        let path = self.folder.join(uuid::Uuid::new_v4().simple().to_string());
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
+        let path = self.folder.join(number.to_string());
         let listener = std::os::unix::net::UnixListener::bind(&path)?;
         listener.set_nonblocking(true)?;
         let inside = threads.enter();

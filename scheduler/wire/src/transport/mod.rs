@@ -112,8 +112,11 @@ impl Transport {
         }
     }
 
-    /// Refuses plain text to another machine.
-    fn check_host(&self, host: &str) -> Result<(), TransportError> {
+    /// Refuses plain text to another machine than this one.
+    ///
+    /// # Errors
+    /// [`TransportError::Plain`].
+    pub fn check_host(&self, host: &str) -> Result<(), TransportError> {
         match &self.0 {
             Kind::Plain { anywhere: false } if !is_loopback(host) => Err(TransportError::Plain(host.to_owned())),
             _ => Ok(()),
