@@ -14,7 +14,6 @@ use ballista_scheduler::config::SchedulerConfig;
 use ballista_scheduler::scheduler_process::create_scheduler;
 use ballista_scheduler::scheduler_server::event::SubmitPlan;
 use ballista_scheduler::state::execution_stage::ExecutionStage;
-use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::context::SessionContext;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::physical_plan::ExecutionPlan;
@@ -208,8 +207,8 @@ impl Scheduler {
         let (place, news) = self.core.desk.enter(ask).map_err(refused)?;
         news.await.map_err(|_| Error::Lost { job: name.to_owned() })?.map_err(refused)?;
         // A context of its own: the job's number is put into its configuration.
-        let config = context.copied_config().with_extension(Arc::new(place.mark()));
-        let state = SessionStateBuilder::new_from_existing(context.state()).with_config(config).build();
+        let mut state = context.state();
+        state.config_mut().set_extension(Arc::new(place.mark()));
         self.core.submit(name, place, Arc::new(SessionContext::new_with_state(state)), plan).await
     }
 
