@@ -176,6 +176,9 @@ pub(crate) enum Command {
         durable: bool,
         #[command(flatten)]
         cluster: ClusterArguments,
+        /// Put it into this queue of the cluster [setting: cluster.queue]
+        #[arg(long, value_name = "NAME", requires = "cluster")]
+        queue: Option<String>,
     },
     /// Go on with a durable run that was interrupted
     Resume {

@@ -17,6 +17,7 @@ const PROJECT_FILE: &str = "rowmill.yaml";
 pub(crate) struct Settings {
     config: Config,
     compute: Option<tokio::runtime::Handle>,
+    inherited: Vec<String>,
 }
 
 impl Settings {
@@ -39,10 +40,25 @@ impl Settings {
                 crate::args::OutputFormat::Json => "json".to_owned(),
             }),
         );
-        if let Command::Run { progress, .. } = &arguments.command {
+        if let Command::Run { progress, queue, .. } = &arguments.command {
             flag("output.progress", progress.clone());
+            flag("cluster.queue", queue.clone());
         }
-        Settings::from_layers(arguments.global.config.as_deref(), flags)
+        let file = arguments.global.config.as_deref();
+        let mut inherited = Vec::new();
+        if let Some(file) = file {
+            let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+            inherited.extend(["--config".to_owned(), file.display().to_string()]);
+        }
+        for (key, value) in &arguments.global.options {
+            inherited.extend(["--option".to_owned(), format!("{key}={value}")]);
+        }
+        Ok(Settings { inherited, ..Settings::from_layers(file, flags)? })
+    }
+
+    /// What a process of this program is started with, so that it is configured as this one.
+    pub(crate) fn inherited(&self) -> &[String] {
+        &self.inherited
     }
 
     /// Reads every layer; `flags` are settings by key, the strongest layer.
@@ -64,7 +80,7 @@ impl Settings {
             reserved_env: ["ROWMILL_CONFIG", "ROWMILL_CLUSTER", "ROWMILL_CLUSTER_TOKEN"].map(str::to_owned).to_vec(),
             flags,
         })?;
-        Ok(Settings { config, compute: None })
+        Ok(Settings { config, compute: None, inherited: Vec::new() })
     }
 
     /// The configuration itself.

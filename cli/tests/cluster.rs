@@ -246,3 +246,110 @@ fn a_cluster_on_this_machine_is_mended_and_watched() {
     let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
     assert_eq!(top.wait().unwrap().code(), Some(0));
 }
+
+/// A certificate of the tests.
+fn certificate(name: &str) -> String {
+    crate::support::checkout().join("testdata/tls").join(format!("{name}.pem")).display().to_string()
+}
+
+#[test]
+fn a_cluster_speaks_tls_and_has_queues_where_it_is_configured() {
+    let cluster = Cluster { scratch: Scratch::new() };
+    let tls = |ca: &str, identity: &str| {
+        format!(
+            "  tls:\n    ca: {}\n    certificate: {}\n    key: {}\n",
+            certificate(ca),
+            certificate(identity),
+            certificate(&format!("{identity}-key"))
+        )
+    };
+    let queues = "  queues:\n    nightly: {priority: 1, max_running: 1, timeout: 2s}\n  quotas:\n    acme: {jobs: 3}\n";
+    cluster.scratch.write("rowmill.yaml", format!("cluster:\n{}{queues}", tls("ca", "member")));
+    cluster.scratch.write("submitters", "a-token-that-submits-0123456789 acme\n");
+    let submitters = cluster.scratch.path("submitters").display().to_string();
+    let submitters = format!("cluster.submitters=file:{submitters}");
+    let up = ["cluster", "up", "--executors", "cpu=2", "--slots", "2", "--port", "0", "--option", &submitters];
+    cluster.rowmill(&up).ok();
+    orders(&cluster.scratch);
+    // Files of two executors, and a queue of its own: all of it over TLS.
+    cluster.compare(FLOW, &["out/ranked.csv", "out/rare.csv"]);
+    cluster.rowmill(&["run", "flow.yaml", "--cluster", "local", "--queue", "nightly"]).ok();
+    let unknown = cluster.rowmill(&["run", "flow.yaml", "--cluster", "local", "--queue", "weekly"]);
+    unknown.fails(75, &["RM0723", "no queue `weekly`; it has default, nightly"]);
+    cluster.rowmill(&["run", "flow.yaml", "--queue", "nightly"]).fails(2, &["--cluster"]);
+    let status = cluster.status();
+    let names: Vec<&str> =
+        status["queues"].as_array().unwrap().iter().map(|own| own["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["default", "nightly"], "{status}");
+    cluster.rowmill(&["cluster", "status"]).ok().out.find("queue nightly (priority 1)").unwrap();
+    // A token that submits runs workflows, for its organisation alone.
+    let address = cluster.record()["address"].as_str().unwrap().to_owned();
+    cluster.scratch.write("token", "a-token-that-submits-0123456789");
+    let by_token = |more: &[&str]| {
+        let own = ["run", "flow.yaml", "--cluster", address.as_str(), "--token-file", "token"];
+        cluster.rowmill(&[&own, more].concat())
+    };
+    by_token(&[]).ok();
+    by_token(&["--option", "cluster.organisation=globex"]).fails(75, &["RM0723", "submits for acme"]);
+    // Other certificates, none, and plain text.
+    for (ca, identity) in [("other-ca", "member"), ("ca", "stranger"), ("ca", "expired")] {
+        cluster.scratch.write("other.yaml", format!("cluster:\n{}", tls(ca, identity)));
+        by_token(&["--config", "other.yaml"]).fails(75, &["RM0708", "no TLS"]);
+    }
+    cluster.scratch.write("other.yaml", format!("cluster:\n  tls: {{ca: {}}}\n", certificate("ca")));
+    by_token(&["--config", "other.yaml"]).fails(75, &["RM0708"]);
+    // A client that is killed gives its place back: the queue has one.
+    let flow = FLOW.replace(
+        "SELECT country, count(*) AS orders, sum(amount) AS amount, max(day) AS last\n      FROM joined GROUP BY country",
+        "SELECT a.country, count(*) AS orders, sum(a.amount + b.amount) AS amount, max(a.day) AS last\n      \
+         FROM joined a JOIN joined b ON a.id % 5 = b.id % 5 JOIN orders c ON c.id % 10 = a.id % 10\n      \
+         GROUP BY a.country",
+    );
+    assert_ne!(flow, FLOW);
+    cluster.scratch.write("long.yaml", flow);
+    let mut run = cluster.command();
+    run.args(["run", "long.yaml", "--cluster", "local", "--queue", "nightly"]).stderr(Stdio::null());
+    let mut run = run.stdout(Stdio::null()).spawn().unwrap();
+    let running = || cluster.status()["queues"][1]["running"].as_u64().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while running() == 0 {
+        assert!(Instant::now() < deadline && run.try_wait().unwrap().is_none(), "no job is seen");
+    }
+    cluster
+        .rowmill(&["run", "flow.yaml", "--cluster", "local", "--queue", "nightly"])
+        .fails(75, &["RM0722", "`nightly`"]);
+    run.kill().unwrap();
+    run.wait().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while running() > 0 {
+        assert!(Instant::now() < deadline, "the place is not given back");
+    }
+    // No log shows a token.
+    let token = std::fs::read_to_string(cluster.scratch.path("state/cluster/token")).unwrap();
+    for log in cluster.scratch.names("state/cluster/logs") {
+        let said = std::fs::read_to_string(cluster.scratch.path("state/cluster/logs").join(&log)).unwrap();
+        assert!(!said.contains(token.trim()) && !said.contains("a-token-that-submits"), "{log}");
+    }
+}
+
+#[test]
+fn plain_text_stays_on_this_machine() {
+    let scratch = Scratch::new();
+    scratch.write("token", "a-token-of-the-tests-0123456789");
+    orders(&scratch);
+    scratch.write("flow.yaml", FLOW);
+    let run = |arguments: &[&str]| Answer::from(scratch.command().args(arguments).output().unwrap());
+    let scheduler = ["scheduler", "--listen", "0.0.0.0:0", "--token-file", "token"];
+    run(&scheduler).fails(75, &["RM0720", "cluster.insecure"]);
+    let executor = ["executor", "--scheduler", "127.0.0.1:1", "--class", "cpu", "--work-dir", "work"];
+    run(&[&executor[..], &["--listen", "0.0.0.0", "--token-file", "token"]].concat()).fails(75, &["RM0720"]);
+    let client = ["run", "flow.yaml", "--cluster", "192.0.2.1:7780", "--token-file", "token"];
+    run(&client).fails(75, &["RM0720", "192.0.2.1"]);
+    // Half of what TLS needs is told.
+    let half = [&scheduler[..], &["--option", "cluster.tls.key=key.pem"]].concat();
+    run(&half).fails(75, &["RM0720", "cluster.tls.ca"]);
+    let ca = format!("cluster.tls.ca={}", certificate("ca"));
+    run(&[&scheduler[..], &["--option", &ca]].concat()).fails(75, &["RM0720", "needs a certificate"]);
+    let missing = [&scheduler[..], &["--option", "cluster.tls.ca=nowhere.pem"]].concat();
+    run(&missing).fails(75, &["RM0720", "nowhere.pem"]);
+}

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rowmill::{Session, SessionOptions, StoreOptions};
 use rowmill_cluster::{Cluster, Options};
-use rowmill_wire::handshake::{Handshake, Token};
+use rowmill_wire::handshake::{Handshake, TenantName, Token};
 
 use crate::cluster::Cluster as Processes;
 
@@ -19,6 +19,8 @@ async fn every_file() {
     let cluster = Cluster::try_new(Options {
         schedulers: vec![processes.record()["address"].as_str().unwrap().to_owned()],
         handshake: Handshake::new(Token::try_new(&processes.token()).unwrap()),
+        queue: "default".to_owned(),
+        tenant: TenantName::default(),
         partitions: 2,
         stores: StoreOptions::default(),
         patience: Duration::from_secs(20),

@@ -20,7 +20,8 @@ use parking_lot::Mutex;
 use rowmill_cores::routing::Strategy;
 use rowmill_wire::name::ExecutorName;
 
-use crate::placement::{Chooser, Place, bind_job, taken_slots};
+use crate::admission::{Desk, Executor};
+use crate::placement::{Place, bind_job, survey};
 
 /// The largest number of slots that an executor is believed to have.
 const MOST_SLOTS: u32 = 4_096;
@@ -29,18 +30,23 @@ const MOST_SLOTS: u32 = 4_096;
 pub struct Cluster {
     stock: InMemoryClusterState,
     strategy: Strategy,
-    chooser: Mutex<Chooser>,
+    desk: Arc<Desk>,
+    pass: tokio::sync::Mutex<()>,
     draining: Mutex<HashSet<String>>,
+    /// Memory of executors' tasks, as they say.
+    memory: Mutex<HashMap<String, u64>>,
 }
 
 impl Cluster {
     /// A cluster without executors.
-    pub fn new(strategy: Strategy) -> Self {
+    pub(crate) fn new(strategy: Strategy, desk: Arc<Desk>) -> Self {
         Self {
             stock: InMemoryClusterState::default(),
             strategy,
-            chooser: Mutex::new(Chooser::default()),
+            desk,
+            pass: tokio::sync::Mutex::new(()),
             draining: Mutex::new(HashSet::new()),
+            memory: Mutex::new(HashMap::new()),
         }
     }
 
@@ -52,6 +58,26 @@ impl Cluster {
         } else {
             all.remove(executor);
         }
+    }
+
+    /// An executor says how much memory its tasks share.
+    pub(crate) fn set_memory(&self, executor: &str, bytes: u64) {
+        let mut all = self.memory.lock();
+        if all.get(executor) != Some(&bytes) {
+            all.insert(executor.to_owned(), bytes);
+        }
+    }
+
+    fn executor(&self, metadata: ExecutorMetadata, alive: &Option<HashSet<String>>) -> Option<Executor> {
+        let name: ExecutorName = metadata.id.parse().ok()?;
+        let open = alive.as_ref().is_none_or(|alive| alive.contains(&metadata.id)) && !self.is_draining(&metadata.id);
+        Some(Executor {
+            classes: name.classes().iter().map(|class| class.as_str().into()).collect(),
+            slots: metadata.specification.vcores,
+            memory_bytes: self.memory.lock().get(&metadata.id).copied().unwrap_or(0),
+            open,
+            name: metadata.id,
+        })
     }
 
     pub(crate) fn is_draining(&self, executor: &str) -> bool {
@@ -81,33 +107,40 @@ impl ClusterState for Cluster {
         jobs: Arc<HashMap<JobId, JobInfoCache>>,
         alive: Option<HashSet<String>>,
     ) -> Result<Vec<BoundTask>> {
-        let taken = taken_slots(&jobs).await;
-        let mut places: Vec<Place> = self
-            .stock
-            .registered_executor_metadata()
-            .await
-            .into_iter()
-            .filter(|executor| alive.as_ref().is_none_or(|alive| alive.contains(&executor.id)))
-            .filter(|executor| !self.is_draining(&executor.id))
-            .filter_map(|executor| {
-                let total = executor.specification.vcores;
-                let free = total.saturating_sub(taken.get(&executor.id).copied().unwrap_or(0));
-                let name = executor.id.parse().ok()?;
-                Some(Place { id: executor.id, name, total, free })
+        // Two passes at a time would give the same slots away.
+        let _pass = self.pass.lock().await;
+        let registered = self.stock.registered_executor_metadata().await;
+        let executors: Vec<Executor> = registered.into_iter().filter_map(|own| self.executor(own, &alive)).collect();
+        let mut order: Vec<(&JobId, &JobInfoCache)> = jobs.iter().collect();
+        order.sort_by_key(|(job, _)| *job);
+        let (mut running, mut waiting) = (Vec::new(), Vec::new());
+        for (job, info) in &order {
+            let mut graph = info.execution_graph.write().await;
+            // What is ready runs from here on, so that what it will read can be looked through.
+            graph.revive();
+            survey(job, &graph, &mut running, &mut waiting);
+        }
+        let mut taken: HashMap<&str, u32> = HashMap::new();
+        for task in &running {
+            *taken.entry(&task.executor).or_default() += task.slots;
+        }
+        let mut places: Vec<Place> = executors
+            .iter()
+            .map(|own| {
+                let free = own.slots.saturating_sub(taken.get(own.name.as_str()).copied().unwrap_or(0));
+                Place { id: own.name.clone(), total: own.slots, free }
             })
             .collect();
         places.sort_by(|a, b| a.id.cmp(&b.id));
-        let mut order: Vec<(&JobId, &JobInfoCache)> = jobs.iter().collect();
-        order.sort_by_key(|(job, _)| *job);
+        let mut grants = self.desk.place(&executors, &running, &waiting, self.strategy);
         let mut bound = Vec::new();
         for (job, info) in order {
-            if places.iter().all(|place| place.free == 0) {
-                break;
+            if grants.keys().any(|(granted, _)| granted == job) {
+                let mut graph = info.execution_graph.write().await;
+                bound.extend(bind_job(job, &mut graph, &mut places, &mut grants, &self.desk));
             }
-            let mut graph = info.execution_graph.write().await;
-            let mut chooser = self.chooser.lock();
-            bound.extend(bind_job(job, &mut graph, &mut places, &mut chooser, self.strategy));
         }
+        self.desk.unused(grants.into_values().flatten().map(|(_, reservation)| reservation));
         Ok(bound)
     }
 
@@ -140,6 +173,7 @@ impl ClusterState for Cluster {
 
     async fn remove_executor(&self, executor_id: &str) -> Result<()> {
         self.set_draining(executor_id, false);
+        self.memory.lock().remove(executor_id);
         self.stock.remove_executor(executor_id).await
     }
 

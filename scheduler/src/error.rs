@@ -11,6 +11,9 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// Bytes cannot travel as configured.
+    #[error("the scheduler does not serve: {0}")]
+    Transport(#[from] rowmill_wire::transport::TransportError),
     /// Ballista refused.
     #[error("the scheduler failed: {0}")]
     Ballista(#[from] ballista_core::error::BallistaError),
@@ -25,6 +28,9 @@ pub enum Error {
         /// Why, as the scheduler or an executor says.
         reason: String,
     },
+    /// Admission did not take a job, or not in time.
+    #[error("{0}")]
+    NotAdmitted(String),
     /// A job was ended because nobody could run it.
     #[error("job {job} failed: {reason}")]
     Unplaced {

@@ -19,9 +19,10 @@ use rowmill_wire::handshake::Handshake;
 use rowmill_wire::step::StepCount;
 use tokio::sync::mpsc;
 
+use crate::admission::Place;
 use crate::error::Error;
 use crate::mend::clean;
-use crate::watch::{Server, Watch};
+use crate::watch::{Reason, Server, Watch};
 
 /// How long the state of a job that has ended may take to appear, and how often it is looked for.
 const STATE_WAIT: Duration = Duration::from_secs(5);
@@ -49,6 +50,8 @@ pub struct Job {
     pub(crate) server: Server,
     pub(crate) handshake: Handshake,
     pub(crate) ended: bool,
+    /// Its place among what runs; given back at the end.
+    pub(crate) place: Option<Place>,
 }
 
 impl std::fmt::Debug for Job {
@@ -76,13 +79,16 @@ impl Job {
             match update.status {
                 Some(Status::Successful(done)) => {
                     self.ended = true;
+                    self.place.take();
                     return self.finished(done.partition_location).await;
                 }
                 Some(Status::Failed(failed)) => {
                     self.ended = true;
+                    self.place.take();
                     let job = self.id.to_string();
                     return Err(match self.watch.take_reason(&self.id) {
-                        Some(reason) => Error::Unplaced { job, reason },
+                        Some(Reason::Unplaced(reason)) => Error::Unplaced { job, reason },
+                        Some(Reason::OverQuota(reason)) => Error::NotAdmitted(reason),
                         None => Error::Failed { job, reason: failed.error },
                     });
                 }

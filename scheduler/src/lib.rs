@@ -1,7 +1,7 @@
 //! Rowmill's scheduler: Ballista's, embedded, with our placement.
 //!
 //! ```text
-//!   Scheduler::submit(plan) ─▶ Ballista's event loop ─▶ Cluster::bind_schedulable_tasks (cluster_state.rs)
+//!   Scheduler::submit(plan) ─▶ admission ─▶ Ballista's event loop ─▶ Cluster::bind_schedulable_tasks (cluster_state.rs)
 //!                                                          │ class of each stage, free slots from the graphs
 //!                                                          ▼
 //!   executors ◀── LaunchMultiTask ── tasks on executors of the class
@@ -19,6 +19,7 @@
 //! and so do clients (job.rs).
 //! Clients submit over the same server (taker.rs): [`rowmill_wire::jobs`]; and ask it who serves a class (crews.rs).
 
+mod admission;
 mod claims;
 pub mod cluster_state;
 mod crews;
@@ -33,6 +34,7 @@ mod serve;
 mod taker;
 mod watch;
 
+pub use admission::{AdmissionOptions, QueueOptions, QuotaOptions};
 pub use error::Error;
 pub use job::{Finished, Job};
 pub use options::Options;

@@ -8,6 +8,8 @@ use datafusion::execution::object_store::ObjectStoreRegistry;
 use rowmill_cores::routing::Strategy;
 use rowmill_wire::handshake::Handshake;
 
+use crate::admission::AdmissionOptions;
+
 /// Options of one scheduler.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -27,6 +29,8 @@ pub struct Options {
     pub warn_after: Duration,
     /// How long a stage waits for an executor of its class before its job fails.
     pub queue_timeout: Duration,
+    /// Queues and quotas.
+    pub admission: AdmissionOptions,
     /// Where plans read files, as far as a scheduler looks at them; DataFusion's own stores where absent.
     pub stores: Option<Arc<dyn ObjectStoreRegistry>>,
     /// How long the state of a finished job is kept.
@@ -45,6 +49,7 @@ impl Options {
             lease: Duration::from_secs(10),
             warn_after: Duration::from_secs(5),
             queue_timeout: Duration::from_secs(300),
+            admission: AdmissionOptions::default(),
             stores: None,
             keep_finished: Duration::from_secs(10),
         }

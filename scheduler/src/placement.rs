@@ -1,8 +1,8 @@
-//! One pass of placement: pending partitions of running stages onto free slots of executors of their classes.
+//! One pass of placement: what the graphs say runs and waits, and binding tasks where admission says
+//! ([`crate::admission`]).
 //!
-//! Jobs go in the order of their ids, which sort by time. Every visited stage is put on the graph's black list, or one that
-//! cannot be placed would be handed out for ever; it stays there with its pending partitions until an executor comes,
-//! which is another pass.
+//! Every visited stage is put on the graph's black list, or one that cannot be placed would be handed out for ever; it stays
+//! there with its pending partitions until an executor comes or a task ends, which is another pass.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -18,18 +18,16 @@ use ballista_scheduler::state::execution_stage::{ExecutionStage, RunningStage};
 use ballista_scheduler::state::task_manager::JobInfoCache;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionConfig;
-use rowmill_cores::ids::{ClassId, ExecutorId};
-use rowmill_cores::routing::{Candidate, Route, Router, Strategy, TagSet};
+use rowmill_cores::ids::ReservationId;
 use rowmill_wire::class::{DEFAULT_CLASS, Demand, class_of_stage};
-use rowmill_wire::name::ExecutorName;
 
+use crate::admission::{Admitted, Desk, Grants, RunningTask, Stage};
 use crate::inputs::cleared;
 
 /// An executor with its slots.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
     pub(crate) id: String,
-    pub(crate) name: ExecutorName,
     pub(crate) total: u32,
     pub(crate) free: u32,
 }
@@ -51,34 +49,33 @@ pub(crate) async fn taken_slots(jobs: &HashMap<JobId, JobInfoCache>) -> HashMap<
     taken
 }
 
-/// Chooses among executors; lives as long as the scheduler, so that turns go on from pass to pass.
-#[derive(Debug, Default)]
-pub(crate) struct Chooser {
-    router: Router,
-    classes: BTreeMap<Arc<str>, ClassId>,
-}
-
-impl Chooser {
-    fn class(&mut self, class: &Arc<str>) -> ClassId {
-        let next = ClassId(u16::try_from(self.classes.len()).unwrap_or(u16::MAX));
-        *self.classes.entry(class.clone()).or_insert(next)
-    }
-
-    /// The position in `places` of an executor with room for one partition of `demand`.
-    fn choose(&mut self, strategy: Strategy, demand: &Demand, key: u64, places: &[Place]) -> Option<usize> {
-        let candidates: Vec<Candidate> = (0u64..)
-            .zip(places)
-            .filter(|(_, place)| place.name.serves(&demand.class) && place.free >= slots_on(demand, place))
-            .map(|(at, place)| Candidate {
-                id: ExecutorId(at),
-                weight: place.total.max(1),
-                busy_slots: place.total - place.free,
-                tags: TagSet::default(),
-            })
-            .collect();
-        let route = Route { strategy, key, ..Route::default() };
-        let class = self.class(&demand.class);
-        self.router.pick(class, &route, &candidates).and_then(|id| usize::try_from(id.0).ok())
+/// What a job has running and waiting.
+pub(crate) fn survey(job: &JobId, graph: &ExecutionGraphBox, running: &mut Vec<RunningTask>, waiting: &mut Vec<Stage>) {
+    for (id, stage) in graph.stages() {
+        let ExecutionStage::Running(stage) = stage else { continue };
+        let Some(admitted) = stage.session_config.get_extension::<Admitted>() else {
+            tracing::error!(%job, "the job was not admitted and is not placed");
+            continue;
+        };
+        let run = admitted.0;
+        running.extend(stage.task_infos.iter().filter_map(|task| match &task.task_status {
+            TaskState::Running(state) => Some(RunningTask {
+                name: (job.clone(), *id, stage.stage_attempt_num, task.task_id),
+                run,
+                executor: state.executor_id.clone(),
+                slots: task.vcores_consumed,
+            }),
+            _ => None,
+        }));
+        // A stage whose markers disagree is placed nowhere; the watch fails its job with the reason.
+        let Ok(demand) = demand_of(stage) else { continue };
+        let units = match stage.pending.remaining() {
+            0 => continue,
+            // What is downstream of a collapse wants its whole input: it is one task, driven by one thread.
+            _ if has_input_collapse(&stage.plan) => 1,
+            many => many,
+        };
+        waiting.push(Stage { job: job.clone(), run, stage: *id, units, demand });
     }
 }
 
@@ -104,17 +101,15 @@ pub(crate) fn job_demand(config: &SessionConfig) -> Demand {
     demand.map_or_else(|| Demand::plain(DEFAULT_CLASS), |demand| demand.as_ref().clone())
 }
 
-/// Places what can be placed of one job.
+/// Binds what was granted to one job. What cannot be used is given back.
 pub(crate) fn bind_job(
     job: &JobId,
     graph: &mut ExecutionGraphBox,
     places: &mut [Place],
-    chooser: &mut Chooser,
-    strategy: Strategy,
+    grants: &mut Grants,
+    desk: &Desk,
 ) -> Vec<BoundTask> {
     let session = graph.session_id().to_owned();
-    // What is ready runs from here on, so that what it will read can be looked through.
-    graph.revive();
     let mut cleared = match cleared(graph) {
         Ok(cleared) => cleared,
         Err(error) => {
@@ -126,27 +121,33 @@ pub(crate) fn bind_job(
     let mut bound = Vec::new();
     while let Some(stage) = graph.fetch_running_stage(&visited) {
         visited.push(stage.stage_id);
-        // A stage whose markers disagree is placed nowhere; the watch fails its job with the reason.
         let Ok(demand) = demand_of(stage) else { continue };
         if let Some(cleared) = cleared.remove(&stage.stage_id) {
             cleared.give(stage);
         }
-        let key = rowmill_cores::seed::mix(stage.stage_id as u64);
-        while !stage.pending.is_empty() {
-            let Some(at) = chooser.choose(strategy, &demand, key, places) else { break };
-            let share = fair_share(stage.pending.remaining(), &demand, places);
-            let Some(task) = bind_task(job, &session, stage, &demand, share, &mut places[at]) else { break };
-            bound.push(task);
+        let Some(granted) = grants.remove(&(job.clone(), stage.stage_id)) else { continue };
+        // One task for what an executor was given of a stage.
+        let mut shares: BTreeMap<String, Vec<ReservationId>> = BTreeMap::new();
+        for (executor, reservation) in granted {
+            shares.entry(executor).or_default().push(reservation);
+        }
+        for (executor, mut share) in shares {
+            if let Ok(at) = places.binary_search_by(|place| place.id.cmp(&executor)) {
+                while !share.is_empty() {
+                    let Some(task) = bind_task(job, &session, stage, &demand, share.len(), &mut places[at]) else {
+                        break;
+                    };
+                    let (_, description) = &task;
+                    let name = (job.clone(), stage.stage_id, stage.stage_attempt_num, description.key.task_id);
+                    let used = description.global_input_partition_ids.len().min(share.len());
+                    desk.bound(name, share.drain(..used).collect());
+                    bound.push(task);
+                }
+            }
+            desk.unused(share);
         }
     }
     bound
-}
-
-/// Partitions that one task takes at most, so that all executors with room get some.
-fn fair_share(pending: usize, demand: &Demand, places: &[Place]) -> usize {
-    let open =
-        places.iter().filter(|place| place.name.serves(&demand.class) && place.free >= slots_on(demand, place)).count();
-    pending.div_ceil(open.max(1))
 }
 
 /// Binds one task: takes partitions off the stage and slots off the executor.
@@ -159,10 +160,12 @@ fn bind_task(
     place: &mut Place,
 ) -> Option<BoundTask> {
     let each = slots_on(demand, place);
+    if place.free < each {
+        return None;
+    }
     let configured = stage.session_config.options().extensions.get::<BallistaConfig>();
     let cap = configured.map(BallistaConfig::max_partitions_per_task).filter(|&cap| cap > 0).unwrap_or(usize::MAX);
     let collapses = has_input_collapse(&stage.plan);
-    // What is downstream of a collapse wants its whole input: it is one task, driven by one thread.
     let most = if collapses { usize::MAX } else { share.min(cap).min((place.free / each) as usize).max(1) };
     let partitions = stage.pending.next_slice(most);
     if partitions.is_empty() {

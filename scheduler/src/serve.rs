@@ -26,15 +26,15 @@ use rowmill_wire::alive::AliveServer;
 use rowmill_wire::calls::crew::CrewsServer;
 use rowmill_wire::class::{Demand, class_of_stage};
 use rowmill_wire::codec::RowmillCodec;
-use rowmill_wire::handshake::Handshake;
+use rowmill_wire::handshake::{Handshake, Right, TenantName};
 use rowmill_wire::jobs::JobsServer;
 use rowmill_wire::name::ExecutorName;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::server::TcpIncoming;
 
+use crate::admission::{Ask, Desk, Place, Refused};
 use crate::cluster_state::Cluster;
 use crate::crews::Knower;
 use crate::error::Error;
@@ -47,6 +47,8 @@ use crate::watch::{Server, Watch};
 
 /// How often a silent connection is asked whether it lives, and how long the answer may take.
 const KEEPALIVE: Duration = Duration::from_secs(15);
+/// Streams of one connection at a time.
+const MOST_STREAMS: u32 = 20_000;
 /// Room for a job's status changes until somebody reads them.
 const UPDATES: usize = 64;
 
@@ -96,6 +98,7 @@ pub(crate) struct Core {
     cluster: Arc<Cluster>,
     jobs: Arc<dyn JobState>,
     watch: Arc<Watch>,
+    pub(crate) desk: Arc<Desk>,
     handshake: Handshake,
     /// One environment for all plans that are read.
     pub(crate) runtime: Arc<RuntimeEnv>,
@@ -117,7 +120,8 @@ impl Scheduler {
         let address = listener.local_addr().map_err(listen)?;
         let config = Arc::new(ballista_config(&options, address.port()));
         let stock = BallistaCluster::new_from_config(&config).await?;
-        let cluster = Arc::new(Cluster::new(options.strategy));
+        let desk = Arc::new(Desk::new(options.admission.clone()));
+        let cluster = Arc::new(Cluster::new(options.strategy, desk.clone()));
         let jobs = stock.job_state();
         let joined = BallistaCluster::new(cluster.clone(), jobs.clone());
         let server: Server = create_scheduler(joined, config).await?;
@@ -131,10 +135,12 @@ impl Scheduler {
             cluster: cluster.clone(),
             jobs,
             watch: watch.clone(),
+            desk: desk.clone(),
             handshake: options.handshake.clone(),
             runtime: runtime.build_arc()?,
         };
         let handshake = core.handshake.clone();
+        let incoming = handshake.incoming(listener)?;
         let intake = SchedulerGrpcServer::new(Intake::new(server.clone(), watch.clone()))
             .max_decoding_message_size(MESSAGE_BYTES)
             .max_encoding_message_size(MESSAGE_BYTES);
@@ -147,19 +153,21 @@ impl Scheduler {
             // A client that was stopped keeps its connection open and must not keep its jobs for ever.
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
-            .add_service(InterceptedService::new(intake, handshake.clone()))
-            .add_service(InterceptedService::new(jobs, handshake.clone()))
-            .add_service(InterceptedService::new(crews, handshake.clone()))
-            .add_service(InterceptedService::new(alive, handshake))
-            .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
-        let watching = (watch.clone(), server.clone(), cluster.clone());
+            // Each job of a client is a stream of its own, and one that waits is one as well.
+            .max_concurrent_streams(Some(MOST_STREAMS))
+            .add_service(InterceptedService::new(intake, handshake.guard(Right::Join)))
+            .add_service(InterceptedService::new(jobs, handshake.guard(Right::Submit)))
+            .add_service(InterceptedService::new(crews, handshake.guard(Right::Submit)))
+            .add_service(InterceptedService::new(alive, handshake.guard(Right::Join)))
+            .serve_with_incoming(incoming);
+        let watching = (watch.clone(), server.clone(), cluster.clone(), desk);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             if let Err(error) = serving.await {
                 tracing::error!("the scheduler's server stopped: {error}");
             }
         });
-        tasks.spawn(async move { watching.0.run(watching.1, watching.2, options).await });
+        tasks.spawn(async move { watching.0.run(watching.1, watching.2, watching.3, options).await });
         Ok(Self { core, address, _tasks: tasks })
     }
 
@@ -173,11 +181,11 @@ impl Scheduler {
         Box::pin(self.core.executors())
     }
 
-    /// Submits a physical plan. Hash exchanges cut it into stages; `rowmill_wire::class::ClassExec` says where they run,
+    /// Submits a physical plan to the default queue, and waits until it may begin. Hash exchanges cut it into stages; `rowmill_wire::class::ClassExec` says where they run,
     /// and [`Demand`] as an extension of the context's configuration where the others run.
     ///
     /// # Errors
-    /// The plan cannot be encoded or is too large; the event loop has stopped.
+    /// The plan cannot be encoded or is too large; the queue is full, or it waited too long; the event loop has stopped.
     pub fn submit<'a>(
         &'a self,
         name: &'a str,
@@ -197,7 +205,15 @@ impl Scheduler {
         let mut bytes = Vec::new();
         encoded.try_encode(&mut bytes)?;
         check_size(bytes.len())?;
-        self.core.submit(name, context, plan).await
+        let class = job_demand(&context.copied_config()).class;
+        let ask = Ask { queue: String::new(), tenant: TenantName::default(), class, bytes: bytes.len() as u64 };
+        let refused = |refused: Refused| Error::NotAdmitted(refused.to_string());
+        let (place, news) = self.core.desk.enter(ask).map_err(refused)?;
+        news.await.map_err(|_| Error::Lost { job: name.to_owned() })?.map_err(refused)?;
+        // A context of its own: the job's number is put into its configuration.
+        let mut state = context.state();
+        state.config_mut().set_extension(Arc::new(place.mark()));
+        self.core.submit(name, place, Arc::new(SessionContext::new_with_state(state)), plan).await
     }
 
     /// Where each stage of a job ran, while its state is kept ([`Options::keep_finished`]); `None` afterwards.
@@ -251,14 +267,17 @@ impl Core {
         all
     }
 
+    /// Hands a job to Ballista. The context's configuration carries the mark of its place.
     pub(crate) async fn submit(
         &self,
         name: &str,
+        place: Place,
         context: Arc<SessionContext>,
         plan: Arc<dyn ExecutionPlan>,
     ) -> Result<Job, Error> {
         let (sender, updates) = mpsc::channel(UPDATES);
         let id = self.server.submit_plan(name, context, &SubmitPlan::Physical(plan), Some(sender)).await?;
+        place.name(&id);
         Ok(Job {
             id,
             updates,
@@ -267,6 +286,7 @@ impl Core {
             server: self.server.clone(),
             handshake: self.handshake.clone(),
             ended: false,
+            place: Some(place),
         })
     }
 

@@ -13,14 +13,16 @@ use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use rowmill_wire::class::Demand;
 use rowmill_wire::codec::RowmillCodec;
+use rowmill_wire::handshake::{Caller, TenantName};
 use rowmill_wire::jobs::{
-    BEAT, Counted, Event, ExecutorState, Failed, Finished, JobState, Progress, ProgressStream, StatusResponse,
-    SubmitRequest, TakesJobs,
+    self, BEAT, Counted, Event, ExecutorState, Failed, Finished, JobState, Progress, ProgressStream, QueueState,
+    RefusedFor, StatusResponse, SubmitRequest, TakesJobs, TenantState, Waiting,
 };
 use rowmill_wire::name::check_class;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
+use crate::admission::{Ask, DEFAULT_QUEUE, Place, QueueView, Refused, TenantView};
 use crate::error::Error;
 use crate::job::Job;
 use crate::placement::demand_of;
@@ -41,16 +43,40 @@ impl Taker {
 }
 
 impl TakesJobs for Taker {
-    fn submit(&self, request: SubmitRequest) -> BoxFuture<'static, Result<ProgressStream, Status>> {
+    fn submit(&self, request: SubmitRequest, caller: Caller) -> BoxFuture<'static, Result<ProgressStream, Status>> {
         let core = self.core.clone();
         Box::pin(async move {
-            let job = begin(&core, request).await?;
+            let tenant = match tenant(&request, &caller) {
+                Ok(tenant) => tenant,
+                Err(reason) => return Ok(refused(Refused::Never(reason))),
+            };
+            let invalid = |error: String| Status::invalid_argument(error);
+            check_size(request.plan.len()).map_err(|error| invalid(error.to_string()))?;
+            check_class(&request.class).map_err(|error| invalid(error.to_string()))?;
+            let settings: usize = request.settings.iter().map(|own| own.key.len() + own.value.len()).sum();
+            let ask = Ask {
+                queue: request.queue.clone(),
+                tenant,
+                class: request.class.as_str().into(),
+                bytes: (request.plan.len() + settings) as u64,
+            };
+            let (place, mut news) = match core.desk.enter(ask) {
+                Ok(entered) => entered,
+                Err(why) => return Ok(refused(why)),
+            };
             let (sender, receiver) = mpsc::channel(AHEAD);
-            // It ends with the stream, that is when the client goes.
-            let following = SpawnedTask::spawn(follow(job, sender));
+            // It ends with the stream, that is when the client goes, and gives back the place with it.
+            let following = match news.try_recv() {
+                Ok(Ok(())) => {
+                    let job = begin(&core, request, place).await?;
+                    SpawnedTask::spawn(follow(job, sender))
+                }
+                Ok(Err(why)) => return Ok(refused(why)),
+                Err(_) => SpawnedTask::spawn(wait_and_follow(core, request, place, news, sender)),
+            };
             let progress = futures::stream::unfold((receiver, following), |(mut receiver, following)| async move {
                 let event = receiver.recv().await?;
-                Some((Ok::<_, Status>(Progress { event: Some(event) }), (receiver, following)))
+                Some((event.map(|event| Progress { event: Some(event) }), (receiver, following)))
             });
             Ok(progress.boxed() as ProgressStream)
         })
@@ -58,31 +84,103 @@ impl TakesJobs for Taker {
 
     fn status(&self) -> BoxFuture<'static, Result<StatusResponse, Status>> {
         let core = self.core.clone();
-        Box::pin(async move { Ok(StatusResponse { executors: executors(&core).await, jobs: jobs(&core).await }) })
+        Box::pin(async move {
+            Ok(StatusResponse {
+                executors: executors(&core).await,
+                jobs: jobs(&core).await,
+                queues: core.desk.queues().into_iter().map(queue_state).collect(),
+                tenants: core.desk.tenants().into_iter().map(tenant_state).collect(),
+            })
+        })
     }
 }
 
-async fn begin(core: &Core, request: SubmitRequest) -> Result<Job, Status> {
+/// Whom a job is for: whoever the caller's token names, or else what the request says.
+fn tenant(request: &SubmitRequest, caller: &Caller) -> Result<TenantName, String> {
+    let asked = match (request.organisation.as_str(), request.team.as_str()) {
+        ("", "") => TenantName::default(),
+        (organisation, "") => TenantName::parse(organisation)?,
+        (organisation, team) => TenantName::parse(&format!("{organisation}/{team}"))?,
+    };
+    let Some(own) = &caller.tenant else { return Ok(asked) };
+    // A token of an organisation submits for each of its teams; one of a team for that team.
+    let fits = asked.organisation == own.organisation && (own.team.is_empty() || asked.team == own.team);
+    match asked == TenantName::default() || fits {
+        true if asked == TenantName::default() => Ok(own.clone()),
+        true => Ok(asked),
+        false => Err(format!("the token submits for {own} and not for {asked}")),
+    }
+}
+
+fn refusal(why: Refused) -> Event {
+    let kind = match &why {
+        Refused::Never(_) => RefusedFor::Never,
+        Refused::Full(_) => RefusedFor::Full,
+        Refused::Late(_) => RefusedFor::Late,
+    };
+    Event::Refused(jobs::Refused { reason: why.to_string(), kind: kind.into() })
+}
+
+/// The answer to a job that was not admitted.
+fn refused(why: Refused) -> ProgressStream {
+    futures::stream::iter([Ok(Progress { event: Some(refusal(why)) })]).boxed()
+}
+
+/// Waits for the job's turn, says so from time to time, and goes on.
+async fn wait_and_follow(
+    core: Core,
+    request: SubmitRequest,
+    place: Place,
+    news: oneshot::Receiver<Result<(), Refused>>,
+    client: mpsc::Sender<Result<Event, Status>>,
+) {
+    let mut beats = tokio::time::interval(BEAT);
+    tokio::pin!(news);
+    let news = loop {
+        tokio::select! {
+            news = &mut news => break news,
+            () = client.closed() => return,
+            _ = beats.tick() => {
+                let queue = if request.queue.is_empty() { DEFAULT_QUEUE } else { &request.queue };
+                let view = core.desk.queues().into_iter().find(|own| &*own.name == queue);
+                let waiting = view.map(|own| Waiting { queue: own.name.to_string(), waiting: own.waiting, running: own.running });
+                let _ = client.try_send(Ok(Event::Waiting(waiting.unwrap_or_default())));
+            }
+        }
+    };
+    match news {
+        Ok(Ok(())) => match begin(&core, request, place).await {
+            Ok(job) => follow(job, client).await,
+            // Whoever asked has gone if this is not heard.
+            Err(status) => drop(client.send(Err(status)).await),
+        },
+        Ok(Err(why)) => drop(client.send(Ok(refusal(why))).await),
+        Err(_) => drop(client.send(Err(Status::unavailable("the scheduler stops"))).await),
+    }
+}
+
+async fn begin(core: &Core, request: SubmitRequest, place: Place) -> Result<Job, Status> {
     let refuse = |error: String| Status::invalid_argument(error);
-    check_size(request.plan.len()).map_err(|error| refuse(error.to_string()))?;
-    check_class(&request.class).map_err(|error| refuse(error.to_string()))?;
     let settings: Vec<KeyValuePair> = request
         .settings
         .into_iter()
         .map(|setting| KeyValuePair { key: setting.key, value: Some(setting.value) })
         .collect();
     let demand = Demand { class: request.class.as_str().into(), slots: request.slots.max(1) };
-    let config = session_config().update_from_key_value_pair(&settings).with_extension(Arc::new(demand));
+    let config = session_config()
+        .update_from_key_value_pair(&settings)
+        .with_extension(Arc::new(demand))
+        .with_extension(Arc::new(place.mark()));
     let context = Arc::new(SessionContext::new_with_config_rt(config, Arc::clone(&core.runtime)));
     let plan = PhysicalPlanNode::try_decode(&request.plan)
         .and_then(|plan| plan.try_into_physical_plan(&context.task_ctx(), RowmillCodec::shared().as_ref()))
         .map_err(|error| refuse(format!("the plan cannot be read: {error}")))?;
-    core.submit(&request.name, context, plan).await.map_err(|error| Status::unavailable(error.to_string()))
+    core.submit(&request.name, place, context, plan).await.map_err(|error| Status::unavailable(error.to_string()))
 }
 
 /// Tells the client what becomes of its job. Until the client goes: dropping the job releases what it made.
-async fn follow(mut job: Job, client: mpsc::Sender<Event>) {
-    if client.send(Event::Accepted(job.id().to_string())).await.is_err() {
+async fn follow(mut job: Job, client: mpsc::Sender<Result<Event, Status>>) {
+    if client.send(Ok(Event::Accepted(job.id().to_string()))).await.is_err() {
         return;
     }
     let mut beats = tokio::time::interval(BEAT);
@@ -96,7 +194,7 @@ async fn follow(mut job: Job, client: mpsc::Sender<Event>) {
                 () = client.closed() => return,
                 _ = beats.tick() => {
                     // A client that does not read still lives as long as its connection.
-                    let _ = client.try_send(Event::Beat(true));
+                    let _ = client.try_send(Ok(Event::Beat(true)));
                 }
             }
         }
@@ -110,6 +208,7 @@ async fn follow(mut job: Job, client: mpsc::Sender<Event>) {
                 .map(|(step, count)| Counted { step, rows: count.rows, bytes: count.bytes, batches: count.batches })
                 .collect(),
         }),
+        Err(Error::NotAdmitted(reason)) => refusal(Refused::Never(reason)),
         Err(error) => Event::Failed(Failed {
             unplaced: matches!(error, Error::Unplaced { .. }),
             reason: match error {
@@ -118,17 +217,34 @@ async fn follow(mut job: Job, client: mpsc::Sender<Event>) {
             },
         }),
     };
-    if client.send(event).await.is_err() {
+    if client.send(Ok(event)).await.is_err() {
         return;
     }
     loop {
         tokio::select! {
             () = client.closed() => return,
             _ = beats.tick() => {
-                let _ = client.try_send(Event::Beat(true));
+                let _ = client.try_send(Ok(Event::Beat(true)));
             }
         }
     }
+}
+
+fn queue_state(own: QueueView) -> QueueState {
+    QueueState {
+        name: own.name.to_string(),
+        priority: own.options.priority,
+        waiting: own.waiting,
+        max_queued: own.options.max_queued,
+        running: own.running,
+        max_running: own.options.max_running.unwrap_or(0),
+        oldest_ms: own.oldest_ms,
+    }
+}
+
+fn tenant_state(own: TenantView) -> TenantState {
+    let name = if own.name == TenantName::default() { String::new() } else { own.name.to_string() };
+    TenantState { name, jobs: own.jobs, tasks: own.tasks }
 }
 
 async fn executors(core: &Core) -> Vec<ExecutorState> {

@@ -23,6 +23,7 @@ use rowmill_wire::alive::{AliveRequest, AliveResponse, RunningTask};
 use rowmill_wire::name::ExecutorName;
 use rowmill_wire::step::StepCount;
 
+use crate::admission::Desk;
 use crate::claims::Claims;
 pub(crate) use crate::claims::name_of;
 use crate::cluster_state::Cluster;
@@ -53,13 +54,22 @@ struct Unserved {
     warned: bool,
 }
 
+/// Why the watch ended a job.
+#[derive(Debug)]
+pub(crate) enum Reason {
+    /// Nobody could run it.
+    Unplaced(String),
+    /// It may never have what it needs.
+    OverQuota(String),
+}
+
 #[derive(Debug, Default)]
 struct Book {
     attempts: HashMap<RunningTask, Attempt>,
     unserved: HashMap<(JobId, usize), Unserved>,
     /// What executors are told to stop with the next answer.
     stop: HashMap<String, HashSet<RunningTask>>,
-    reasons: HashMap<JobId, String>,
+    reasons: HashMap<JobId, Reason>,
     claims: Claims,
     /// When executors last gave a sign of life.
     signs: HashMap<String, Instant>,
@@ -99,6 +109,7 @@ impl Watch {
     /// An executor says what it runs; it is told what to stop.
     pub(crate) fn hear(&self, cluster: &Cluster, message: AliveRequest, lease: Duration) -> AliveResponse {
         cluster.set_draining(&message.executor, message.draining);
+        cluster.set_memory(&message.executor, message.memory_bytes);
         let now = Instant::now();
         let mut book = self.book.lock();
         book.signs.insert(message.executor.clone(), now);
@@ -169,21 +180,21 @@ impl Watch {
     }
 
     /// Why a job was ended by the watch, once.
-    pub(crate) fn take_reason(&self, job: &JobId) -> Option<String> {
+    pub(crate) fn take_reason(&self, job: &JobId) -> Option<Reason> {
         self.book.lock().reasons.remove(job)
     }
 
     /// Looks again and again until the scheduler stops.
-    pub(crate) async fn run(&self, server: Server, cluster: Arc<Cluster>, options: Options) {
+    pub(crate) async fn run(&self, server: Server, cluster: Arc<Cluster>, desk: Arc<Desk>, options: Options) {
         let mut rounds = tokio::time::interval(ROUND);
         rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             rounds.tick().await;
-            self.look(&server, &cluster, &options).await;
+            self.look(&server, &cluster, &desk, &options).await;
         }
     }
 
-    async fn look(&self, server: &Server, cluster: &Cluster, options: &Options) {
+    async fn look(&self, server: &Server, cluster: &Cluster, desk: &Desk, options: &Options) {
         let now = Instant::now();
         let jobs = server.state.task_manager.get_running_job_cache();
         let registered = cluster.registered_executor_metadata().await;
@@ -235,6 +246,7 @@ impl Watch {
             }
         }
         let running_jobs: HashSet<String> = jobs.keys().map(ToString::to_string).collect();
+        let over_quota: HashMap<JobId, String> = desk.look(&running_jobs).into_iter().collect();
         let lost = self.expire(running, now, options.lease, &known);
         {
             let mut book = self.book.lock();
@@ -251,8 +263,9 @@ impl Watch {
             book.attempts = attempts;
         }
         self.judge_waiting(&waiting, &serving, &mut failed, now, options);
-        for (job, why) in failed {
-            tracing::warn!(job = %job, "the job fails: {why}");
+        let ended = failed.into_iter().map(|(job, why)| (job, Reason::Unplaced(why)));
+        for (job, why) in ended.chain(over_quota.into_iter().map(|(job, why)| (job, Reason::OverQuota(why)))) {
+            tracing::warn!(job = %job, "the job fails: {why:?}");
             self.book.lock().reasons.insert(job.clone(), why);
             if let Err(error) = server.cancel_job(job.clone()).await {
                 tracing::error!(job = %job, "the job could not be ended: {error}");

@@ -249,7 +249,6 @@ impl Settler<'_> {
         log: Option<&ChunkLog>,
         opened: bool,
     ) -> Result<bool, Failure> {
-        let operator = self.operator;
         match result {
             Ok(reply) => self.replied(work, reply, log)?,
             Err(failure) => {

@@ -537,6 +537,27 @@ TOO_MANY_STEPS = "RM0208" {
         "Configure the executor as the client is configured (`connections:`), set its environment variables, and start it again.",
     }
 
+    CLUSTER_INSECURE = "RM0720" {
+        "nothing travels in plain text",
+        "A process of a cluster was to speak with another machine without TLS, so that whoever sees the network would see the token and the rows; or certificates are not as TLS needs them. Nothing was sent.",
+        "Set `cluster.tls.ca`, `cluster.tls.certificate` and `cluster.tls.key` (docs/cluster.md shows how they are made); or set `cluster.insecure: true` where the network is yours alone.",
+    }
+    QUEUE_FULL = "RM0721" {
+        "the queue is full",
+        "As much waits in the queue of the cluster as its configuration allows. What waits is kept; this was not taken. Nothing was published.",
+        "Start it again later, or put it into another queue with `--queue`; `rowmill cluster status` shows queues.",
+    }
+    QUEUE_TIMEOUT = "RM0722" {
+        "it waited too long",
+        "It stood in the queue of the cluster for as long as the queue's `timeout` allows and did not begin. Nothing was published.",
+        "`rowmill cluster status` shows what the cluster does instead; start it again, or raise `timeout`, `max_running` or the quota in the scheduler's configuration.",
+    }
+    NOT_ADMITTED = "RM0723" {
+        "the cluster does not take it",
+        "The scheduler has no such queue, one task alone needs more than the quota of its organisation or team allows, or the token does not submit for that organisation. Nothing was published.",
+        "Name a queue that `rowmill cluster status` shows, or have the scheduler's configuration changed.",
+    }
+
     // RM08xx: durable runs.
     RUN_RECORD = "RM0801" {
         "the record of a run cannot be read",

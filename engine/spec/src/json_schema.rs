@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use crate::config::{ConnectionKind, KINDS, Kind, LIMITS, SETTINGS, keys_of};
+use crate::config::{ClusterKey, ConnectionKind, KINDS, Kind, LIMITS, QUEUE, QUOTA, SETTINGS, keys_of};
 use crate::keys::{self, FORMAT_VERSION, Shape, Table};
 use crate::types::type_words;
 
@@ -39,6 +39,16 @@ pub fn config_schema() -> Json {
             };
         }
         put(&mut root, setting.key, leaf);
+    }
+    for (section, keys) in [("queues", QUEUE), ("quotas", QUOTA)] {
+        let mut entry = json!({"type": ["object", "null"], "properties": {}, "additionalProperties": false});
+        for ClusterKey { key, takes, about, .. } in keys {
+            let mut leaf = setting_schema(*takes);
+            leaf["description"] = json!(about);
+            entry["properties"][*key] = leaf;
+        }
+        root["properties"]["cluster"]["properties"][section] =
+            json!({"type": "object", "description": "By name.", "additionalProperties": entry});
     }
     let kinds: Vec<Json> = KINDS.into_iter().map(connection_schema).collect();
     root["properties"]["connections"] = json!({

@@ -49,6 +49,8 @@ struct Model {
     version: u32,
     journal: BTreeMap<ChunkId, (u64, u32)>,
     effects: BTreeMap<ChunkId, HashMap<RequestKey, Effect>>,
+    /// What was known before announcements that are not settled.
+    before: BTreeMap<(ChunkId, u8), Vec<Option<Effect>>>,
     cancel: bool,
     /// The token and version that each owner last got; it may be a zombie's.
     known: [(u64, u32); 3],
@@ -165,12 +167,17 @@ async fn step(s: &dyn RunStore, h: &Harness, m: &mut Model, run: RunId, owners: 
                 match (kind, known) {
                     (EffectKind::Result, _) => {
                         log.insert([key; 16], Effect::Completed(bytes.to_vec().into()));
+                        m.before.remove(&(chunk, key));
                     }
-                    (EffectKind::Intent, None) => {
+                    (EffectKind::Intent, known) => {
                         log.insert([key; 16], Effect::Intended);
+                        m.before.entry((chunk, key)).or_default().push(known);
                     }
                     (EffectKind::Withdrawn, Some(Effect::Intended)) => {
-                        log.remove(&[key; 16]);
+                        match m.before.get_mut(&(chunk, key)).and_then(Vec::pop).flatten() {
+                            Some(before) => log.insert([key; 16], before),
+                            None => log.remove(&[key; 16]),
+                        };
                     }
                     _ => {}
                 }
@@ -252,6 +259,7 @@ async fn run_sequence(mut harness: Harness, ops: &[Op], faults: Option<u64>) {
         version: 1,
         journal: BTreeMap::new(),
         effects: BTreeMap::new(),
+        before: BTreeMap::new(),
         cancel: false,
         known: [(0, 1); 3],
     };

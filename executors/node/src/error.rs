@@ -14,6 +14,9 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// Bytes cannot travel as configured.
+    #[error("the executor does not serve: {0}")]
+    Transport(#[from] rowmill_wire::transport::TransportError),
     /// The work directory cannot be used.
     #[error("the work directory {path} cannot be used: {reason}")]
     WorkDir {

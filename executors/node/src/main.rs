@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use clap::Parser;
 use rowmill_executor::{Options, run};
-use rowmill_wire::handshake::{Handshake, Token};
+use rowmill_wire::handshake::{Handshake, Submitter, Token};
 use rowmill_wire::name::ExecutorName;
+use rowmill_wire::transport::{TlsFiles, Transport};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -29,6 +30,24 @@ struct Arguments {
     /// The file that holds the cluster's token. Otherwise the token is read from ROWMILL_CLUSTER_TOKEN.
     #[arg(long)]
     token_file: Option<PathBuf>,
+    /// The file of tokens that submit and do not join, one on a line.
+    #[arg(long)]
+    submitters_file: Option<PathBuf>,
+    /// The file of the authority that signed the cluster's certificates: TLS and nothing else is spoken.
+    #[arg(long, requires = "tls_certificate", requires = "tls_key")]
+    tls_ca: Option<PathBuf>,
+    /// The file of this process' certificate.
+    #[arg(long, requires = "tls_ca")]
+    tls_certificate: Option<PathBuf>,
+    /// The file of its key.
+    #[arg(long, requires = "tls_ca")]
+    tls_key: Option<PathBuf>,
+    /// Serve others who show no certificate, too.
+    #[arg(long, requires = "tls_ca")]
+    tls_any_client: bool,
+    /// Speak without TLS with other machines.
+    #[arg(long, conflicts_with = "tls_ca")]
+    insecure: bool,
     /// The address to listen on.
     #[arg(long, default_value = "127.0.0.1")]
     listen: IpAddr,
@@ -69,6 +88,23 @@ impl Arguments {
                 .map_err(|_| "give the cluster's token with --token-file or in ROWMILL_CLUSTER_TOKEN".to_owned())?,
         };
         let token = Token::try_new(&token).map_err(|error| error.to_string())?;
+        let transport = match self.tls_ca {
+            None if self.insecure => Transport::insecure(),
+            None => Transport::default(),
+            Some(ca) => {
+                let mutual = !self.tls_any_client;
+                let files = TlsFiles { ca, certificate: self.tls_certificate, key: self.tls_key, mutual };
+                Transport::tls(&files).map_err(|error| error.to_string())?
+            }
+        };
+        let submitters = match &self.submitters_file {
+            None => Vec::new(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|error| format!("the file {} cannot be read: {error}", path.display()))?;
+                Submitter::read(&text).map_err(|error| error.to_string())?
+            }
+        };
         if self.slots == 0 || self.heartbeat_ms == 0 {
             return Err("--slots and --heartbeat-ms must be at least 1".to_owned());
         }
@@ -80,7 +116,7 @@ impl Arguments {
             flight_port: self.flight_port,
             task_port: self.task_port,
             schedulers: self.schedulers,
-            handshake: Handshake::new(token),
+            handshake: Handshake::new(token).with_submitters(submitters).with_transport(transport),
             work_dir: self.work_dir,
             memory_bytes: self.memory_mib.map(|mib| mib.saturating_mul(1 << 20)),
             drain: Duration::from_secs(self.drain_s),

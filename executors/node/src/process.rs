@@ -26,11 +26,13 @@ use rowmill_wire::MESSAGE_BYTES;
 use rowmill_wire::alive::{AliveRequest, say_alive};
 use rowmill_wire::calls::CallsServer;
 use rowmill_wire::codec::RowmillCodec;
+use rowmill_wire::handshake::{Handshake, Right};
+use rowmill_wire::transport::ConnectError;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::server::{Router, TcpIncoming};
+use tonic::transport::server::Router;
 use tonic::transport::{Channel, Server};
 
 use crate::calls::{Calls, Taker};
@@ -57,6 +59,8 @@ pub fn run(options: Options, stop: BoxFuture<'static, ()>) -> BoxFuture<'static,
 }
 
 async fn run_until(options: Options, mut stop: BoxFuture<'static, ()>) -> Result<(), Error> {
+    // Others would refuse to speak with it there, and only once they want its results.
+    options.handshake.transport().check_host(&options.host)?;
     let work_dir = WorkDir::take(&options.work_dir)?;
     let (flight, flight_port) = listen(&options, options.flight_port).await?;
     let (task_listener, task_port) = listen(&options, options.task_port).await?;
@@ -93,22 +97,30 @@ async fn run_until(options: Options, mut stop: BoxFuture<'static, ()>) -> Result
     let flight_service = FlightServiceServer::new(BallistaFlightService::new(executor.work_dir.clone()))
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES);
-    let guard = options.handshake.clone();
-    let task_router = Server::builder().add_service(InterceptedService::new(task_service, guard.clone()));
+    // Tasks come from the scheduler; results are read by other executors and by clients, whose calls it makes, too.
+    let (joined, submits) = (options.handshake.guard(Right::Join), options.handshake.guard(Right::Submit));
+    let task_router = Server::builder().add_service(InterceptedService::new(task_service, joined));
     let calls = Calls::new(options.name.clone(), options.slots, options.steps.clone());
     let calls_service = CallsServer::new(Arc::new(Taker(calls.clone())));
     let flight_router = Server::builder()
-        .add_service(InterceptedService::new(flight_service, guard.clone()))
-        .add_service(InterceptedService::new(calls_service, guard));
+        .add_service(InterceptedService::new(flight_service, submits.clone()))
+        .add_service(InterceptedService::new(calls_service, submits));
     // They end with the set.
     let mut servers = JoinSet::new();
-    serve(&mut servers, task_router, task_listener);
-    serve(&mut servers, flight_router, flight);
+    serve(&mut servers, &options.handshake, task_router, task_listener)?;
+    serve(&mut servers, &options.handshake, flight_router, flight)?;
     let sweeping = calls.clone();
     servers.spawn(async move { sweeping.sweep().await });
 
-    let mut member =
-        Member { options: &options, metadata, tasks: &tasks, work_dir: &work_dir, channel: None, draining: false };
+    let mut member = Member {
+        options: &options,
+        metadata,
+        tasks: &tasks,
+        work_dir: &work_dir,
+        channel: None,
+        draining: false,
+        memory_bytes: memory(&options).unwrap_or(0),
+    };
     tokio::select! {
         () = &mut stop => return Ok(()),
         joined = member.join_when_there() => joined?,
@@ -167,6 +179,7 @@ struct Member<'a> {
     work_dir: &'a WorkDir,
     channel: Option<Channel>,
     draining: bool,
+    memory_bytes: u64,
 }
 
 impl Member<'_> {
@@ -194,10 +207,11 @@ impl Member<'_> {
         for scheduler in &self.options.schedulers {
             let channel = match connect(&self.options.handshake, scheduler).await {
                 Ok(channel) => channel,
-                Err(why) => {
-                    silent.push(why);
+                Err(ConnectError::Silent { address, why }) => {
+                    silent.push(format!("{address}: {why}"));
                     continue;
                 }
+                Err(error) => return Err(Error::Refused(error.to_string())),
             };
             let message = RegisterExecutorParams { metadata: Some(self.metadata.clone()) };
             match SchedulerGrpcClient::new(channel.clone()).register_executor(message).await {
@@ -253,6 +267,7 @@ impl Member<'_> {
             running: self.tasks.open(),
             draining: self.draining,
             held: self.work_dir.jobs(),
+            memory_bytes: self.memory_bytes,
         };
         let answer = say_alive(channel.clone(), message).await.map_err(|status| status.message().to_owned())?;
         self.tasks.stop(answer.stop).await;
@@ -271,7 +286,7 @@ impl Member<'_> {
         for scheduler in &self.options.schedulers {
             match connect(&self.options.handshake, scheduler).await {
                 Ok(channel) => return Ok(channel),
-                Err(why) => refusals.push(why),
+                Err(error) => refusals.push(error.to_string()),
             }
         }
         Err(refusals.join("; "))
@@ -306,13 +321,14 @@ async fn listen(options: &Options, port: u16) -> Result<(TcpListener, u16), Erro
     Ok((listener, port))
 }
 
-fn serve(servers: &mut JoinSet<()>, router: Router, listener: TcpListener) {
-    let serving = router.serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
+fn serve(servers: &mut JoinSet<()>, handshake: &Handshake, router: Router, listener: TcpListener) -> Result<(), Error> {
+    let serving = router.serve_with_incoming(handshake.incoming(listener)?);
     servers.spawn(async move {
         if let Err(error) = serving.await {
             tracing::error!("a server of the executor stopped: {error}");
         }
     });
+    Ok(())
 }
 
 fn registration(options: &Options, flight_port: u16, task_port: u16) -> ExecutorRegistration {
@@ -336,11 +352,15 @@ fn runtime(options: &Options, work_dir: &WorkDir) -> Result<Arc<RuntimeEnv>, Err
     if let Some(stores) = &options.stores {
         builder = builder.with_object_store_registry(Arc::clone(stores));
     }
-    let bytes = options.memory_bytes.or_else(|| Some((machine_memory()? as f64 * MEMORY_SHARE) as u64));
-    if let Some(bytes) = bytes {
+    if let Some(bytes) = memory(options) {
         builder = builder.with_memory_pool(Arc::new(FairSpillPool::new(usize::try_from(bytes).unwrap_or(usize::MAX))));
     }
     Ok(builder.build_arc()?)
+}
+
+/// Bytes of memory that tasks share.
+fn memory(options: &Options) -> Option<u64> {
+    options.memory_bytes.or_else(|| Some((machine_memory()? as f64 * MEMORY_SHARE) as u64))
 }
 
 /// Bytes of memory that this process may use: its control group's limit or the machine's memory, whichever is less.

@@ -19,8 +19,9 @@ use parking_lot::Mutex;
 use rowmill_wire::MESSAGE_BYTES;
 use rowmill_wire::alive::RunningTask;
 use rowmill_wire::handshake::Handshake;
+use rowmill_wire::transport::ConnectError;
 use tokio::runtime::Runtime;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use crate::options::{Describe, Options};
 
@@ -314,14 +315,8 @@ impl Drop for Tasks {
 }
 
 /// Connects to a scheduler, `host:port`.
-pub(crate) async fn connect(handshake: &Handshake, scheduler: &str) -> Result<Channel, String> {
-    let endpoint = Endpoint::from_shared(format!("http://{scheduler}"))
-        .and_then(|endpoint| handshake.endpoint(endpoint.connect_timeout(CALL).timeout(CALL)))
-        .map_err(|error| format!("{scheduler} is no address of a scheduler: {error}"))?;
-    endpoint.connect().await.map_err(|error| {
-        let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-        format!("the scheduler {scheduler} does not answer: {error} {cause}")
-    })
+pub(crate) async fn connect(handshake: &Handshake, scheduler: &str) -> Result<Channel, ConnectError> {
+    handshake.connect(scheduler, |endpoint| endpoint.connect_timeout(CALL).timeout(CALL)).await
 }
 
 fn metrics(stage: &dyn QueryStageExecutor) -> Vec<OperatorMetricsSet> {

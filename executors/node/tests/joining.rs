@@ -16,12 +16,11 @@ use tonic::{Code, Status};
 use crate::support::{Process, TOKEN, handshake, options, refused};
 
 async fn connect(scheduler: &Scheduler, handshake: Option<Handshake>) -> Channel {
-    let endpoint = Endpoint::from_shared(format!("http://{}", scheduler.address())).unwrap();
-    let endpoint = match handshake {
-        Some(handshake) => handshake.endpoint(endpoint).unwrap(),
-        None => endpoint,
-    };
-    endpoint.connect().await.unwrap()
+    let address = scheduler.address().to_string();
+    match handshake {
+        Some(handshake) => handshake.connect(&address, |endpoint| endpoint).await.unwrap(),
+        None => Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap(),
+    }
 }
 
 /// Tries everything that a scheduler offers.

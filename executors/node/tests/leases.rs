@@ -19,7 +19,6 @@ use rowmill_wire::alive::{AliveRequest, say_alive};
 use rowmill_wire::name::ExecutorName;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tonic::transport::Endpoint;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
@@ -83,8 +82,7 @@ async fn a_task_that_was_forgotten_goes_again() {
         os_info: Some(ExecutorOperatingSystemSpecification::default()),
         ballista_protocol_version: BALLISTA_PROTOCOL_VERSION,
     };
-    let endpoint = Endpoint::from_shared(format!("http://{}", scheduler.address())).unwrap();
-    let channel = handshake().endpoint(endpoint).unwrap().connect().await.unwrap();
+    let channel = handshake().connect(&scheduler.address().to_string(), |endpoint| endpoint).await.unwrap();
     let draining = Arc::new(AtomicBool::new(false));
     let drains = draining.clone();
     tasks.spawn(async move {

@@ -2,8 +2,10 @@
 #![allow(clippy::allow_attributes)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod admission;
 mod deaths;
 mod joining;
 mod leases;
 mod placing;
+mod security;
 mod support;

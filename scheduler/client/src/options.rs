@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rowmill_cores::routing::Strategy;
 use rowmill_engine::sources::stores::StoreOptions;
-use rowmill_wire::handshake::Handshake;
+use rowmill_wire::handshake::{Handshake, TenantName};
 
 /// The port of a scheduler where nothing else is said.
 pub(crate) const DEFAULT_PORT: u16 = 7_780;
@@ -16,6 +16,10 @@ pub struct Options {
     pub schedulers: Vec<String>,
     /// Token and build.
     pub handshake: Handshake,
+    /// The queue that work is put into; empty for the default one.
+    pub queue: String,
+    /// Whom it is for.
+    pub tenant: TenantName,
     /// Partitions that plans aim at.
     pub partitions: usize,
     /// Settings of object stores, to read plans with; none of them is sent.

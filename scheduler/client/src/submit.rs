@@ -22,8 +22,11 @@ use rowmill_spec::{Diagnostic, Fault};
 use rowmill_step::StepExecutor;
 use rowmill_wire::codec::RowmillCodec;
 use rowmill_wire::files::ResultFile;
-use rowmill_wire::jobs::{BEAT, Event, Finished, Setting, StatusResponse, SubmitRequest, status, submit};
+use rowmill_wire::jobs::{
+    BEAT, Event, Finished, Refused, RefusedFor, Setting, StatusResponse, SubmitRequest, Waiting, status, submit,
+};
 use rowmill_wire::name::ExecutorName;
+use rowmill_wire::transport;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
@@ -58,9 +61,12 @@ pub enum ConnectError {
     /// Nobody answers; somebody may later.
     #[error("no scheduler answers: {0}")]
     Silent(String),
-    /// It answers and refuses: the token or the build is not its own.
+    /// It answers and refuses: the token, the certificate or the build is not what it should be.
     #[error("the cluster refuses this process: {0}")]
     Refused(String),
+    /// The token would travel in plain text.
+    #[error("nothing was sent: {0}")]
+    Insecure(String),
 }
 
 /// A connection to a cluster. Cheap to clone.
@@ -262,13 +268,14 @@ impl Cluster {
         sign: &mut Instant,
     ) -> Result<JobResult, Ended> {
         let refused = |why: String| {
-            let help = "the token in ROWMILL_CLUSTER_TOKEN and the build of rowmill must be the cluster's";
+            let help = "the token, the certificates and the build of rowmill must be the cluster's";
             Ended::Failed(environment("RM0708", format!("the cluster refuses this process: {why}"), help))
         };
         let channel = match self.channel().await {
             Ok(channel) => channel,
             Err(ConnectError::Silent(why)) => return Err(Ended::Silent(why)),
             Err(ConnectError::Refused(why)) => return Err(refused(why)),
+            Err(ConnectError::Insecure(why)) => return Err(Ended::Failed(insecure(&why))),
         };
         let pairs = context.session_config().to_key_value_pairs();
         let settings =
@@ -279,27 +286,27 @@ impl Cluster {
             settings,
             class: placed.class.clone(),
             slots: 1,
+            queue: self.inner.options.queue.clone(),
+            organisation: self.inner.options.tenant.organisation.to_string(),
+            team: self.inner.options.tenant.team.to_string(),
         };
         let mut progress = match tokio::time::timeout(SILENCE, submit(channel, request)).await {
             Ok(Ok(progress)) => progress,
-            Ok(Err(status)) if status.code() == Code::InvalidArgument => {
-                let message = format!("the cluster cannot read the plan: {}", status.message());
-                let report = Diagnostic::error("RM0900", message).fault(Fault::Internal);
-                return Err(Ended::Failed(Reported { report, out_of_memory: false }.into_error()));
-            }
+            Ok(Err(status)) if status.code() == Code::InvalidArgument => return Err(unreadable(&status)),
             Ok(Err(status)) => {
                 return Err(match judge(&status) {
                     ConnectError::Refused(why) => refused(why),
-                    ConnectError::Silent(why) => Ended::Silent(why),
+                    ConnectError::Silent(why) | ConnectError::Insecure(why) => Ended::Silent(why),
                 });
             }
             Err(_) => return Err(Ended::Silent("it took the plan and gives no answer".to_owned())),
         };
-        let (mut job, submitted, mut asked) = (String::new(), Instant::now(), false);
+        let (mut job, submitted, mut asked, mut queued) = (String::new(), Instant::now(), false, false);
         let finished = loop {
             let event = match tokio::time::timeout(SILENCE, progress.message()).await {
                 Ok(Ok(Some(event))) => event.event,
                 Ok(Ok(None)) => return Err(Ended::Silent("the scheduler stopped".to_owned())),
+                Ok(Err(status)) if status.code() == Code::InvalidArgument => return Err(unreadable(&status)),
                 Ok(Err(status)) => return Err(Ended::Silent(status.message().to_owned())),
                 Err(_) => return Err(Ended::Silent(format!("nothing was heard for {} s", SILENCE.as_secs()))),
             };
@@ -307,6 +314,17 @@ impl Cluster {
             match event {
                 Some(Event::Finished(finished)) => break finished,
                 Some(Event::Failed(failed)) => return Err(judge_failure(&failed.reason, failed.unplaced)),
+                Some(Event::Refused(refused)) => return Err(judge_refusal(&refused)),
+                Some(Event::Waiting(waiting)) => {
+                    if !queued && submitted.elapsed() > TELL_WAIT {
+                        queued = true;
+                        let Waiting { queue, waiting, running } = waiting;
+                        tracing::warn!(
+                            part = placed.name,
+                            "waiting in the cluster's queue `{queue}`: {waiting} wait, {running} run"
+                        );
+                    }
+                }
                 Some(Event::Accepted(id)) => {
                     tracing::debug!(part = placed.name, id, "accepted");
                     job = id;
@@ -386,22 +404,23 @@ impl Cluster {
 }
 
 pub(crate) async fn connect(options: &Options, address: &str) -> Result<Channel, ConnectError> {
-    let silent = |error: &dyn std::error::Error| {
-        let cause = error.source().map(ToString::to_string).unwrap_or_default();
-        ConnectError::Silent(format!("{address}: {error} {cause}").trim_end().to_owned())
+    let set = |endpoint: Endpoint| {
+        endpoint.connect_timeout(CONNECT).http2_keep_alive_interval(CONNECT).keep_alive_timeout(CONNECT)
     };
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .and_then(|endpoint| options.handshake.endpoint(endpoint))
-        .map_err(|error| silent(&error))?
-        .connect_timeout(CONNECT)
-        .http2_keep_alive_interval(CONNECT)
-        .keep_alive_timeout(CONNECT);
-    endpoint.connect().await.map_err(|error| silent(&error))
+    options.handshake.connect(address, set).await.map_err(|error| match error {
+        transport::ConnectError::Silent { .. } | transport::ConnectError::Address(_) => {
+            ConnectError::Silent(error.to_string())
+        }
+        transport::ConnectError::Transport(why) => ConnectError::Insecure(why.to_string()),
+        transport::ConnectError::Untrusted { .. } => ConnectError::Refused(error.to_string()),
+    })
 }
 
 fn judge(status: &tonic::Status) -> ConnectError {
     match status.code() {
-        Code::Unauthenticated | Code::FailedPrecondition => ConnectError::Refused(status.message().to_owned()),
+        Code::Unauthenticated | Code::PermissionDenied | Code::FailedPrecondition => {
+            ConnectError::Refused(status.message().to_owned())
+        }
         _ => ConnectError::Silent(status.message().to_owned()),
     }
 }
@@ -421,6 +440,28 @@ fn judge_failure(reason: &str, unplaced: bool) -> Ended {
         return Ended::Failed(environment("RM0707", reason.to_owned(), "`rowmill cluster status` shows the executors"));
     }
     Ended::Lost(reason.trim().to_owned())
+}
+
+/// A plan that was sent and not understood.
+fn unreadable(status: &tonic::Status) -> Ended {
+    let message = format!("the cluster cannot read the plan: {}", status.message());
+    let report = Diagnostic::error("RM0900", message).fault(Fault::Internal);
+    Ended::Failed(Reported { report, out_of_memory: false }.into_error())
+}
+
+/// What it means that the cluster did not admit a job.
+fn judge_refusal(refused: &Refused) -> Ended {
+    let (code, help) = match refused.kind() {
+        RefusedFor::Full => ("RM0721", "start it again later, or put it into another queue with --queue"),
+        RefusedFor::Late => ("RM0722", "`rowmill cluster status` shows what the cluster does instead"),
+        RefusedFor::Never => ("RM0723", "`rowmill cluster status` shows the queues"),
+    };
+    Ended::Failed(environment(code, refused.reason.clone(), help))
+}
+
+fn insecure(why: &str) -> DataFusionError {
+    let help = "docs/cluster.md shows how certificates are made";
+    environment("RM0720", format!("nothing was sent to the cluster: {why}"), help)
 }
 
 fn environment(code: &'static str, message: String, help: &str) -> DataFusionError {

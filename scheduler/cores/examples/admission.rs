@@ -41,7 +41,12 @@ fn build(quota: Quota) -> Admission {
     }
     for run in 0..RUNS {
         let tenant = Tenant { organisation: (run % 40) as u32, team: (run % 200) as u32 };
-        let ticket = Ticket { run: RunId(run.into()), queue: QueueId((run % u64::from(QUEUES)) as u16), tenant };
+        let ticket = Ticket {
+            run: RunId(run.into()),
+            queue: QueueId((run % u64::from(QUEUES)) as u16),
+            class: ClassId(0),
+            tenant,
+        };
         assert!(admission.enqueue(ticket, 0).is_ok(), "run {run}");
     }
     while admission.decide(0).is_some() {}

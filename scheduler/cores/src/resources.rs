@@ -14,8 +14,25 @@ pub struct Resources {
 }
 
 impl Resources {
+    /// Slots of a task that wants an executor to itself, however large that is.
+    pub const WHOLE: u32 = u32::MAX;
+
     /// One slot and one core: a plain task.
     pub const PLAIN: Self = Self { slots: 1, cpu_milli: 1000, memory_bytes: 0, gpu_milli: 0 };
+
+    /// What these needs come to on something that has `capacity`: [`Self::WHOLE`] slots are all of its slots, and its
+    /// other amounts no more than it has.
+    pub fn on(&self, capacity: &Self) -> Self {
+        if self.slots != Self::WHOLE {
+            return *self;
+        }
+        Self {
+            slots: capacity.slots,
+            cpu_milli: self.cpu_milli.min(capacity.cpu_milli),
+            memory_bytes: self.memory_bytes.min(capacity.memory_bytes),
+            gpu_milli: self.gpu_milli.min(capacity.gpu_milli),
+        }
+    }
 
     /// Whether each amount of `self` is at most that of `room`.
     pub fn fits_in(&self, room: &Self) -> bool {

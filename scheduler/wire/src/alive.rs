@@ -52,6 +52,9 @@ pub struct AliveRequest {
     /// Jobs of which it holds something.
     #[prost(string, repeated, tag = "4")]
     pub held: Vec<String>,
+    /// Memory that its tasks share, in bytes; zero where that is not known.
+    #[prost(uint64, tag = "5")]
+    pub memory_bytes: u64,
 }
 
 /// What the scheduler answers.

@@ -1,75 +1,30 @@
-//! Who may talk to whom: every request carries the cluster's token and the build of its sender, in the user agent, the
-//! one header that each of Ballista's clients lets us set.
+//! Who may talk to whom: every request carries a token and the build of its sender, in the user agent, the one header
+//! that each of Ballista's clients lets us set.
 //!
-//! The token opens everything that a cluster serves: joining, submitting, fetching intermediate results. A wrong one
+//! The cluster's token joins and submits; tokens of [`Submitter`]s submit, read results, and nothing else. A wrong one
 //! gets nothing. Builds must be equal: plans are encoded by one build's operators and decoded by another's.
+//!
+//! A handshake also says how bytes travel ([`Transport`]): whoever listens takes [`Handshake::incoming`] and whoever
+//! connects takes [`Handshake::connect`], and both have TLS where it is configured.
 
 use std::fmt;
+use std::sync::Arc;
 
 use ballista_core::BALLISTA_PROTOCOL_VERSION;
-use ballista_core::extension::EndpointOverrideFn;
 use tonic::metadata::MetadataMap;
 use tonic::service::Interceptor;
 use tonic::transport::Endpoint;
 use tonic::{Request, Status};
 
+pub use crate::token::{Submitter, TenantName, Token, TokenError};
+use crate::transport::Transport;
+
 /// Counts changes of what [`crate::codec`] writes.
 const CODEC_VERSION: u32 = 2;
 
-/// What a token must not be shorter than, in bytes.
-const SHORTEST_TOKEN: usize = 16;
-
-/// Why a token is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum TokenError {
-    /// It could be guessed.
-    #[error("the cluster token has {0} characters; use at least 16 random ones, such as `openssl rand -hex 32` prints")]
-    Short(usize),
-    /// It cannot travel in a header.
-    #[error("the cluster token may hold letters, digits and -_.~+/= only")]
-    Character,
-}
-
-/// The secret that a cluster's processes share. It is never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Token(std::sync::Arc<str>);
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token(***)")
-    }
-}
-
-impl Token {
-    /// Takes a token from text; blanks around it are dropped.
-    ///
-    /// # Errors
-    /// It is short or holds a character that headers do not carry.
-    pub fn try_new(text: &str) -> Result<Self, TokenError> {
-        let text = text.trim();
-        if text.len() < SHORTEST_TOKEN {
-            return Err(TokenError::Short(text.chars().count()));
-        }
-        if !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.~+/=".contains(&byte)) {
-            return Err(TokenError::Character);
-        }
-        Ok(Self(text.into()))
-    }
-
-    /// Compares in a time that does not depend on where the texts differ.
-    fn matches(&self, other: &str) -> bool {
-        let (own, other) = (self.0.as_bytes(), other.as_bytes());
-        let mut difference = own.len() ^ other.len();
-        for (at, byte) in own.iter().enumerate() {
-            difference |= usize::from(byte ^ other.get(at).copied().unwrap_or(0));
-        }
-        difference == 0
-    }
-}
-
 /// What a process was built from: versions of whatever reads or writes plans.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Build(std::sync::Arc<str>);
+pub struct Build(Arc<str>);
 
 impl Build {
     /// The build of this process.
@@ -94,17 +49,36 @@ impl fmt::Display for Build {
     }
 }
 
-/// Token and build of this process: puts them on what is sent, demands them of what comes in.
+/// What a service asks of whoever calls it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Right {
+    /// The cluster's own token: joining, reporting, taking tasks.
+    Join,
+    /// That, or one that submits: submitting, looking, reading results.
+    Submit,
+}
+
+/// Who calls, found in the extensions of a request that passed a [`Guard`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Caller {
+    /// Whom the caller's token submits for, where it says so: the caller may not say otherwise.
+    pub tenant: Option<TenantName>,
+}
+
+/// Token, build and transport of this process: puts them on what is sent, demands them of what comes in.
 #[derive(Debug, Clone)]
 pub struct Handshake {
     token: Token,
+    submitters: Arc<[Submitter]>,
     build: Build,
+    pub(crate) transport: Transport,
 }
 
 impl Handshake {
-    /// The handshake of a process with this token.
+    /// The handshake of a process with this token: the cluster's, or, for a client, one that submits. Bytes travel as
+    /// they are, and on this machine alone.
     pub fn new(token: Token) -> Self {
-        Self { token, build: Build::own() }
+        Self { token, submitters: Arc::default(), build: Build::own(), transport: Transport::default() }
     }
 
     /// The same with another build.
@@ -112,30 +86,50 @@ impl Handshake {
         Self { build, ..self }
     }
 
-    /// Makes a client's connection carry the handshake.
-    pub fn endpoint(&self, endpoint: Endpoint) -> Result<Endpoint, tonic::transport::Error> {
-        let agent = format!("rowmill build={} token={}", self.build, self.token.0);
-        Ok(endpoint.user_agent(agent)?.tcp_nodelay(true))
+    /// The same, and those who hold these tokens may submit here.
+    pub fn with_submitters(self, submitters: Vec<Submitter>) -> Self {
+        Self { submitters: submitters.into(), ..self }
     }
 
-    /// The same as a function, as Ballista's configuration takes it.
-    pub fn override_fn(&self) -> EndpointOverrideFn {
-        let own = self.clone();
-        std::sync::Arc::new(move |endpoint| Ok(own.endpoint(endpoint)?))
+    /// The same with bytes that travel so.
+    pub fn with_transport(self, transport: Transport) -> Self {
+        Self { transport, ..self }
+    }
+
+    /// How bytes travel.
+    pub fn transport(&self) -> &Transport {
+        &self.transport
+    }
+
+    /// Makes what is sent over an endpoint carry token and build. [`Self::connect`] and [`Self::override_fn`] do.
+    pub(crate) fn sign(&self, endpoint: Endpoint) -> Result<Endpoint, tonic::transport::Error> {
+        let agent = format!("rowmill build={} token={}", self.build, self.token.reveal());
+        Ok(endpoint.user_agent(agent)?.tcp_nodelay(true))
     }
 
     /// Judges a request.
     ///
     /// # Errors
-    /// `UNAUTHENTICATED` without the token, and then nothing else is said; `FAILED_PRECONDITION` from another build.
-    pub fn check(&self, metadata: &MetadataMap) -> Result<(), Status> {
+    /// `UNAUTHENTICATED` without a token that is known, and then nothing else is said; `PERMISSION_DENIED` with one that
+    /// does not give the right; `FAILED_PRECONDITION` from another build.
+    pub fn check(&self, metadata: &MetadataMap, right: Right) -> Result<Caller, Status> {
         let agent = metadata.get("user-agent").and_then(|value| value.to_str().ok()).unwrap_or_default();
         let field = |name: &str| agent.split(' ').find_map(|word| word.strip_prefix(name));
-        if !field("token=").is_some_and(|token| self.token.matches(token)) {
-            return Err(Status::unauthenticated("the cluster token is missing or wrong"));
+        let token = field("token=").unwrap_or_default();
+        let mut found = self.token.matches(token).then(Caller::default);
+        let joins = found.is_some();
+        // All of them, whichever it is: how long it takes says nothing.
+        for submitter in &*self.submitters {
+            if submitter.token.matches(token) && !joins {
+                found = Some(Caller { tenant: submitter.tenant.clone() });
+            }
+        }
+        let caller = found.ok_or_else(|| Status::unauthenticated("the cluster token is missing or wrong"))?;
+        if right == Right::Join && !joins {
+            return Err(Status::permission_denied("this token submits; it does not join, and gives no tasks"));
         }
         match field("build=") {
-            Some(build) if build == &*self.build.0 => Ok(()),
+            Some(build) if build == &*self.build.0 => Ok(caller),
             other => Err(Status::failed_precondition(format!(
                 "this process was built as {} and the one that calls as {}; run one build of rowmill everywhere",
                 self.build,
@@ -143,11 +137,32 @@ impl Handshake {
             ))),
         }
     }
+
+    /// Guards a service: whoever lacks the right does not reach it.
+    pub fn guard(&self, right: Right) -> Guard {
+        Guard { handshake: self.clone(), right }
+    }
 }
 
+/// Lets those through who have a right, and says in the extensions of their requests who they are ([`Caller`]).
+#[derive(Debug, Clone)]
+pub struct Guard {
+    handshake: Handshake,
+    right: Right,
+}
+
+impl Interceptor for Guard {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let caller = self.handshake.check(request.metadata(), self.right)?;
+        request.extensions_mut().insert(caller);
+        Ok(request)
+    }
+}
+
+/// As a guard of what the cluster's own token alone opens.
 impl Interceptor for Handshake {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
-        self.check(request.metadata())?;
+        self.check(request.metadata(), Right::Join)?;
         Ok(request)
     }
 }
@@ -163,28 +178,37 @@ mod tests {
     }
 
     fn handshake() -> Handshake {
-        Handshake::new(Token::try_new("0123456789abcdef").unwrap())
-    }
-
-    #[test]
-    fn tokens_are_long_and_never_printed() {
-        assert_eq!(Token::try_new("short").unwrap_err(), TokenError::Short(5));
-        assert_eq!(Token::try_new("0123456789abcdef x").unwrap_err(), TokenError::Character);
-        assert!(!format!("{:?}", handshake()).contains("0123456789abcdef"));
+        let submitters = Submitter::read("submit-0123456789 acme/data\nsubmit-abcdefghij").unwrap();
+        Handshake::new(Token::try_new("0123456789abcdef").unwrap()).with_submitters(submitters)
     }
 
     #[test]
     fn token_first_then_build() {
         let own = handshake();
+        assert!(!format!("{own:?}").contains("0123456789"));
         let good = format!("rowmill build={} token=0123456789abcdef tonic/0.14", own.build);
-        assert!(own.check(&metadata(&good)).is_ok());
+        assert!(own.check(&metadata(&good), Right::Join).is_ok());
         for bad in ["", "rowmill", "rowmill build=1 token=0123456789abcde", "token=0123456789abcdeg", "token="] {
-            let status = own.check(&metadata(bad)).unwrap_err();
-            assert_eq!(status.code(), tonic::Code::Unauthenticated, "{bad}");
-            assert!(!status.message().contains("build"), "{status}");
+            for right in [Right::Join, Right::Submit] {
+                let status = own.check(&metadata(bad), right).unwrap_err();
+                assert_eq!(status.code(), tonic::Code::Unauthenticated, "{bad}");
+                assert!(!status.message().contains("build"), "{status}");
+            }
         }
-        let status = own.check(&metadata("rowmill build=other token=0123456789abcdef")).unwrap_err();
+        let status = own.check(&metadata("rowmill build=other token=0123456789abcdef"), Right::Join).unwrap_err();
         assert_eq!(status.code(), tonic::Code::FailedPrecondition);
         assert!(status.message().contains("other"), "{status}");
+    }
+
+    #[test]
+    fn a_token_that_submits_does_not_join() {
+        let own = handshake();
+        let agent = |token: &str| metadata(&format!("rowmill build={} token={token}", own.build));
+        let caller = own.check(&agent("submit-0123456789"), Right::Submit).unwrap();
+        assert_eq!(caller.tenant.unwrap().to_string(), "acme/data");
+        assert_eq!(own.check(&agent("submit-abcdefghij"), Right::Submit).unwrap(), Caller::default());
+        assert_eq!(own.check(&agent("0123456789abcdef"), Right::Submit).unwrap(), Caller::default());
+        let status = own.check(&agent("submit-0123456789"), Right::Join).unwrap_err();
+        assert_eq!(status.code(), tonic::Code::PermissionDenied);
     }
 }

@@ -23,6 +23,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
 use crate::MESSAGE_BYTES;
+use crate::handshake::Caller;
 
 /// The scheduler says something about a job at least so often.
 pub const BEAT: Duration = Duration::from_secs(2);
@@ -59,6 +60,15 @@ pub struct SubmitRequest {
     /// Slots that one partition of such a stage takes.
     #[prost(uint32, tag = "5")]
     pub slots: u32,
+    /// The queue that it waits in; empty for the default one.
+    #[prost(string, tag = "6")]
+    pub queue: String,
+    /// The organisation that it is for; empty for none, or for the one that the token names.
+    #[prost(string, tag = "7")]
+    pub organisation: String,
+    /// The team in it; empty for none.
+    #[prost(string, tag = "8")]
+    pub team: String,
 }
 
 /// What left a step in the attempts that stand.
@@ -104,7 +114,7 @@ pub struct Failed {
 #[derive(Clone, PartialEq, Message)]
 pub struct Progress {
     /// What is new.
-    #[prost(oneof = "Event", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "Event", tags = "1, 2, 3, 4, 5, 6")]
     pub event: Option<Event>,
 }
 
@@ -123,6 +133,49 @@ pub enum Event {
     /// It failed.
     #[prost(message, tag = "4")]
     Failed(Failed),
+    /// It waits in a queue, before it is taken.
+    #[prost(message, tag = "5")]
+    Waiting(Waiting),
+    /// It was not admitted.
+    #[prost(message, tag = "6")]
+    Refused(Refused),
+}
+
+/// A job that waits.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Waiting {
+    /// The queue.
+    #[prost(string, tag = "1")]
+    pub queue: String,
+    /// Jobs that wait in it, this one among them.
+    #[prost(uint32, tag = "2")]
+    pub waiting: u32,
+    /// Jobs of it that run.
+    #[prost(uint32, tag = "3")]
+    pub running: u32,
+}
+
+/// Why a job was not admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum RefusedFor {
+    /// Waiting would not help: there is no such queue, or the token does not submit for that organisation.
+    Never = 0,
+    /// The queue is full.
+    Full = 1,
+    /// It waited as long as the queue's jobs may.
+    Late = 2,
+}
+
+/// A job that was not admitted.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Refused {
+    /// Why, in words.
+    #[prost(string, tag = "1")]
+    pub reason: String,
+    /// What kind of reason that is.
+    #[prost(enumeration = "RefusedFor", tag = "2")]
+    pub kind: i32,
 }
 
 /// Asks what a cluster is doing.
@@ -181,6 +234,52 @@ pub struct StatusResponse {
     /// Its jobs, by id, which is by age.
     #[prost(message, repeated, tag = "2")]
     pub jobs: Vec<JobState>,
+    /// Its queues, by name.
+    #[prost(message, repeated, tag = "3")]
+    pub queues: Vec<QueueState>,
+    /// Organisations and teams that have something there.
+    #[prost(message, repeated, tag = "4")]
+    pub tenants: Vec<TenantState>,
+}
+
+/// A queue.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct QueueState {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Higher goes first.
+    #[prost(uint32, tag = "2")]
+    pub priority: u32,
+    /// Jobs that wait.
+    #[prost(uint32, tag = "3")]
+    pub waiting: u32,
+    /// Jobs that may wait.
+    #[prost(uint32, tag = "4")]
+    pub max_queued: u32,
+    /// Jobs that run.
+    #[prost(uint32, tag = "5")]
+    pub running: u32,
+    /// Jobs that may run; zero for no limit of its own.
+    #[prost(uint32, tag = "6")]
+    pub max_running: u32,
+    /// How long the oldest that waits has done so, in milliseconds.
+    #[prost(uint64, tag = "7")]
+    pub oldest_ms: u64,
+}
+
+/// What an organisation or a team has.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct TenantState {
+    /// `organisation` or `organisation/team`; empty for those who do not say.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Jobs that run.
+    #[prost(uint64, tag = "2")]
+    pub jobs: u64,
+    /// Partitions that are worked on.
+    #[prost(uint64, tag = "3")]
+    pub tasks: u64,
 }
 
 /// Submits a plan.
@@ -217,8 +316,8 @@ pub type ProgressStream = Pin<Box<dyn Stream<Item = Result<Progress, Status>> + 
 
 /// What a scheduler does for those who submit.
 pub trait TakesJobs: Send + Sync + 'static {
-    /// Takes a plan.
-    fn submit(&self, request: SubmitRequest) -> BoxFuture<'static, Result<ProgressStream, Status>>;
+    /// Takes a plan of a caller whose token was looked at.
+    fn submit(&self, request: SubmitRequest, caller: Caller) -> BoxFuture<'static, Result<ProgressStream, Status>>;
 
     /// Says what the cluster is doing.
     fn status(&self) -> BoxFuture<'static, Result<StatusResponse, Status>>;
@@ -243,7 +342,8 @@ impl ServerStreamingService<SubmitRequest> for JobsServer {
     type Future = BoxFuture<'static, Result<Response<ProgressStream>, Status>>;
 
     fn call(&mut self, request: Request<SubmitRequest>) -> Self::Future {
-        let taken = self.taker.submit(request.into_inner());
+        let caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
+        let taken = self.taker.submit(request.into_inner(), caller);
         Box::pin(async move { Ok(Response::new(taken.await?)) })
     }
 }

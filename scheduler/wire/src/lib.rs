@@ -1,6 +1,7 @@
 //! What the processes of a cluster agree on, in one place, so that scheduler, executors and clients cannot differ:
 //!
-//! - [`handshake`]: the token that lets a process join or submit, and the build that it was made from;
+//! - [`handshake`]: the tokens that let a process join or submit, and the build that it was made from;
+//! - [`transport`]: listening and connecting, with TLS where it is configured;
 //! - [`name`]: an executor's name, which carries its classes;
 //! - [`class`]: the marker that says which class a stage runs on;
 //! - [`codec`]: how plans travel, with our operators in them;
@@ -19,6 +20,8 @@ pub mod handshake;
 pub mod jobs;
 pub mod name;
 pub mod step;
+pub mod token;
+pub mod transport;
 
 /// The largest message between processes, in bytes. A plan above it is refused with an error that says so; tables in
 /// memory travel inside plans and are what makes plans large.

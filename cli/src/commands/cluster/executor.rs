@@ -6,11 +6,10 @@ use std::time::Duration;
 use rowmill_cluster::failure::describe;
 use rowmill_cluster::stores::Stores;
 use rowmill_executor::{Error, Options, run};
-use rowmill_wire::handshake::Handshake;
 use rowmill_wire::name::ExecutorName;
 
 use super::steps::Steps;
-use super::{asked_to_stop, environment, token, usage};
+use super::{asked_to_stop, environment, security, usage};
 use crate::args::ExecutorArguments;
 use crate::exit;
 use crate::output::failure;
@@ -25,7 +24,10 @@ pub(crate) async fn executor(arguments: &ExecutorArguments, settings: &Settings)
     match run(options, Box::pin(asked_to_stop())).await {
         Ok(()) => exit::SUCCESS,
         Err(error) => refuse(match &error {
-            Error::Refused(_) => environment("RM0708", error.to_string(), "is it the cluster's token, and its build?"),
+            Error::Transport(error) => security::refused(error),
+            Error::Refused(_) => {
+                environment("RM0708", error.to_string(), "are token, certificates and build the cluster's?")
+            }
             Error::WorkDir { .. } => environment("RM0703", error.to_string(), "give another folder with --work-dir"),
             _ => environment("RM0704", error.to_string(), "start it again when that is mended"),
         }),
@@ -48,7 +50,7 @@ fn options(arguments: &ExecutorArguments, settings: &Settings) -> Result<Options
         flight_port: arguments.result_port,
         task_port: arguments.task_port,
         schedulers: arguments.schedulers.clone(),
-        handshake: Handshake::new(token(arguments.token_file.as_deref())?),
+        handshake: security::server(security::token(arguments.token_file.as_deref())?, settings)?,
         work_dir: arguments.work_dir.clone(),
         memory_bytes: session.memory_bytes,
         drain: Duration::from_secs(arguments.drain_s),

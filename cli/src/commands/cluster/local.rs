@@ -90,7 +90,10 @@ async fn try_up(
         None => Record { address: free_address(port)?.to_string(), folder, processes: Vec::new() },
     };
     let token_file = record.token_file();
-    let common = |name: &str| vec![name.to_owned(), "--token-file".to_owned(), token_file.display().to_string()];
+    let common = |name: &str| {
+        let own = [name.to_owned(), "--token-file".to_owned(), token_file.display().to_string()];
+        own.into_iter().chain(settings.inherited().iter().cloned()).collect::<Vec<String>>()
+    };
     let lives = |record: &Record, name: &str| record.processes.iter().any(|own| own.name == name && own.lives());
     if !lives(&record, SCHEDULER) {
         let mut arguments = common("scheduler");
@@ -179,6 +182,7 @@ async fn await_health(record: &Record, settings: &Settings) -> Result<(), Diagno
             Err(ConnectError::Refused(why)) => {
                 return Err(environment("RM0708", why, "another cluster listens there; give another --port"));
             }
+            Err(ConnectError::Insecure(why)) => return Err(environment("RM0720", why, "see docs/cluster.md")),
             Err(ConnectError::Silent(why)) => why,
         };
         if began.elapsed() > START {

@@ -4,21 +4,22 @@ mod executor;
 mod local;
 mod processes;
 mod scheduler;
+mod security;
 mod show;
 mod steps;
 mod top;
 
-use std::path::Path;
 use std::time::Duration;
 
 use rowmill::Diagnostics;
 use rowmill::spec::{Diagnostic, Fault};
 use rowmill_cluster::{Cluster, Options, Routing, parse_address};
-use rowmill_wire::handshake::{Handshake, Token};
+use rowmill_wire::handshake::Token;
 
 pub(crate) use executor::executor;
 pub(crate) use local::{down, up};
 pub(crate) use scheduler::scheduler;
+use security::token;
 pub(crate) use show::status;
 pub(crate) use top::top;
 
@@ -45,19 +46,6 @@ fn usage(message: impl Into<String>, help: &str) -> Diagnostics {
 /// A report that the machine does not do what it should.
 fn environment(code: &'static str, message: impl Into<String>, help: &str) -> Diagnostics {
     one(Diagnostic::error(code, message).fault(Fault::Environment).help(help))
-}
-
-/// The token in a file, or else in the environment. Never on the command line, where everybody sees it.
-fn token(file: Option<&Path>) -> Result<Token, Diagnostics> {
-    let help = "give it with --token-file, or in ROWMILL_CLUSTER_TOKEN; `openssl rand -hex 32` prints a good one";
-    let text = match file {
-        Some(path) => std::fs::read_to_string(path).map_err(|error| {
-            let message = format!("the token file {} cannot be read: {error}", path.display());
-            environment("RM0703", message, "check the path and who owns the file")
-        })?,
-        None => std::env::var(TOKEN_VARIABLE).map_err(|_| usage("the cluster's token is missing", help))?,
-    };
-    Token::try_new(&text).map_err(|error| usage(error.to_string(), help))
 }
 
 /// A connection to the cluster that the arguments name; `None` where they name none.
@@ -87,9 +75,10 @@ fn connection(
     settings: &Settings,
 ) -> Result<Cluster, Diagnostics> {
     let stores = settings.session_options()?.stores;
-    let handshake = Handshake::new(token);
+    let handshake = security::client(token, settings)?;
     let routing = routing(settings.config().cluster.routing);
-    Cluster::try_new(Options { schedulers, handshake, partitions, stores, patience: PATIENCE, routing })
+    let (queue, tenant) = (settings.config().cluster.queue.clone(), security::tenant(settings)?);
+    Cluster::try_new(Options { schedulers, handshake, queue, tenant, partitions, stores, patience: PATIENCE, routing })
         .map_err(|error| rowmill::Session::report(&error))
 }
 

@@ -71,8 +71,12 @@ pub(crate) async fn status(arguments: &ClusterArguments, folder: Option<&Path>, 
             for line in &dead {
                 eprintln!("{line}");
             }
-            let code = if matches!(error, ConnectError::Refused(_)) { "RM0708" } else { "RM0709" };
-            let report = environment(code, error.to_string(), "`rowmill cluster up` starts what has ended");
+            let (code, help) = match error {
+                ConnectError::Refused(_) => ("RM0708", "are token, certificates and build the cluster's?"),
+                ConnectError::Insecure(_) => ("RM0720", "docs/cluster.md shows how certificates are made"),
+                ConnectError::Silent(_) => ("RM0709", "`rowmill cluster up` starts what has ended"),
+            };
+            let report = environment(code, error.to_string(), help);
             failure(&report, settings.is_json(), settings.is_colored())
         }
     }
@@ -94,6 +98,23 @@ pub(super) fn text(status: &StatusResponse, dead: &[String]) -> String {
             many => format!(", {many} partitions wait for {}", job.waiting_for.join(", ")),
         };
         lines.push(format!("job {} ({}): {} of {} stages done{waits}", job.id, job.name, job.ended, job.stages));
+    }
+    for queue in &status.queues {
+        let most = match queue.max_running {
+            0 => String::new(),
+            most => format!(" of {most}"),
+        };
+        let oldest = match queue.waiting {
+            0 => String::new(),
+            _ => format!(", the oldest for {} s", queue.oldest_ms / 1_000),
+        };
+        lines.push(format!(
+            "queue {} (priority {}): {}{most} jobs run, {} of {} wait{oldest}",
+            queue.name, queue.priority, queue.running, queue.waiting, queue.max_queued
+        ));
+    }
+    for tenant in status.tenants.iter().filter(|tenant| !tenant.name.is_empty()) {
+        lines.push(format!("{}: {} jobs, {} partitions", tenant.name, tenant.jobs, tenant.tasks));
     }
     lines.extend(dead.iter().cloned());
     lines.iter().map(|line| format!("{}\n", line.trim_end())).collect()
@@ -120,5 +141,21 @@ pub(super) fn json(status: &StatusResponse, dead: &[String]) -> serde_json::Valu
             })
         })
         .collect();
-    serde_json::json!({"executors": executors, "jobs": jobs, "ended": dead})
+    let queues: Vec<_> = status
+        .queues
+        .iter()
+        .map(|queue| {
+            serde_json::json!({
+                "name": queue.name, "priority": queue.priority, "running": queue.running,
+                "max_running": (queue.max_running > 0).then_some(queue.max_running), "waiting": queue.waiting,
+                "max_queued": queue.max_queued, "oldest_ms": queue.oldest_ms,
+            })
+        })
+        .collect();
+    let tenants: Vec<_> = status
+        .tenants
+        .iter()
+        .map(|tenant| serde_json::json!({"name": tenant.name, "jobs": tenant.jobs, "tasks": tenant.tasks}))
+        .collect();
+    serde_json::json!({"executors": executors, "jobs": jobs, "queues": queues, "tenants": tenants, "ended": dead})
 }

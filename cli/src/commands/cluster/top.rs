@@ -68,9 +68,10 @@ fn in_short(status: &StatusResponse) -> String {
     let (busy, slots) =
         status.executors.iter().fold((0, 0), |(busy, slots), executor| (busy + executor.busy, slots + executor.slots));
     let waiting: u32 = status.jobs.iter().map(|job| job.waiting).sum();
+    let queued: u32 = status.queues.iter().map(|queue| queue.waiting).sum();
     let counted = |many: usize, word: &str| format!("{many} {word}{}", if many == 1 { "" } else { "s" });
     format!(
-        "{}, {busy} of {slots} slots busy, {}, {waiting} partitions waiting",
+        "{}, {busy} of {slots} slots busy, {}, {waiting} partitions waiting, {queued} jobs queued",
         counted(status.executors.len(), "executor"),
         counted(status.jobs.len(), "job")
     )

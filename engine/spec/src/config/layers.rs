@@ -6,6 +6,7 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 
 use super::catalogue::{Kind, SETTINGS, Setting, children, env_name, find};
+use super::cluster::Gathered;
 use super::layers_connections::Connections;
 use super::value::{Refusal, Setting as Value, read};
 use super::{Config, Entry};
@@ -89,6 +90,7 @@ impl Config {
         let mut loader = Loader {
             entries: defaults(),
             connections: Connections::default(),
+            cluster: Gathered::default(),
             reporter: Reporter::default(),
             masks: Vec::new(),
         };
@@ -109,18 +111,23 @@ impl Config {
         for (key, value) in &inputs.flags {
             loader.flag(key, value);
         }
-        let (connections, connection_entries) = std::mem::take(&mut loader.connections).finish(&mut loader.reporter);
+        let (connections, mut named) = std::mem::take(&mut loader.connections).finish(&mut loader.reporter);
+        let (queues, quotas, shown) = std::mem::take(&mut loader.cluster).finish();
+        named.extend(shown);
         if loader.reporter.errors() > 0 {
             let texts = Arc::new(texts.masked(&loader.masks));
             return Err(Diagnostics { reports: loader.reporter.finish(), texts });
         }
-        Ok(Config { connections, connection_entries, ..Config::from_entries(loader.entries) })
+        let plain = Config::from_entries(loader.entries);
+        let cluster = super::Cluster { queues, quotas, ..plain.cluster };
+        Ok(Config { connections, cluster, connection_entries: named, ..plain })
     }
 }
 
 struct Loader {
     entries: IndexMap<&'static str, Entry>,
     connections: Connections,
+    cluster: Gathered,
     reporter: Reporter,
     /// Places that no report may show: a report shows whole lines, and a secret may stand in one.
     masks: Vec<Span>,
@@ -187,6 +194,8 @@ impl Loader {
             let key = format!("{prefix}{}", name.value);
             if key == "connections" {
                 self.connections.file(layer, value, texts, &mut self.masks, &mut self.reporter);
+            } else if key == "cluster.queues" || key == "cluster.quotas" {
+                self.cluster.file(key == "cluster.queues", layer, value, texts, &mut self.reporter);
             } else if let Some(setting) = find(&key) {
                 self.setting(layer, setting, value, texts);
             } else if !children(&format!("{key}.")).is_empty() {
@@ -196,6 +205,7 @@ impl Loader {
                 self.masks.push(value.span);
                 let mut known = children(prefix);
                 known.extend(prefix.is_empty().then_some("connections"));
+                known.extend((prefix == "cluster.").then_some(["queues", "quotas"]).into_iter().flatten());
                 self.unknown(&key, &name.value, &known, name.span);
             }
         }

@@ -9,6 +9,7 @@
 //! ```
 
 mod catalogue;
+mod cluster;
 #[cfg(test)]
 mod connection_tests;
 mod connections;
@@ -21,10 +22,13 @@ mod tests;
 mod value;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use indexmap::IndexMap;
 
 pub use catalogue::{Kind, SETTINGS, Setting};
+pub(crate) use cluster::{ClusterKey, QUEUE, QUOTA};
+pub use cluster::{OTHERS, Queue, Quota};
 pub use connections::{Breaker, Connection, ConnectionKind, ConnectionLimits};
 pub(crate) use connections::{KINDS, LIMITS, keys_of};
 pub use layers::{Inputs, Layer, Origin};
@@ -83,13 +87,6 @@ pub enum StateStore {
     Postgres(Secret),
 }
 
-/// How a cluster is used.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cluster {
-    /// Which executor makes the next call: `round_robin`, `least_connections`, `weighted` or `consistent_hash`.
-    pub routing: &'static str,
-}
-
 /// How Python functions are called. `None` means that the program decides (`auto`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Python {
@@ -106,6 +103,37 @@ pub struct Cache {
     pub memory_bytes: Option<u64>,
     /// The most on disk, in bytes.
     pub disk_bytes: Option<u64>,
+}
+
+/// How processes of a cluster speak, and what a scheduler does for whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    /// Whether they speak without TLS on networks.
+    pub insecure: bool,
+    /// Who signed certificates; TLS where it is set.
+    pub tls_ca: Option<PathBuf>,
+    /// This process' certificate.
+    pub tls_certificate: Option<PathBuf>,
+    /// Its key.
+    pub tls_key: Option<PathBuf>,
+    /// Whether whoever connects must show a certificate.
+    pub tls_mutual: bool,
+    /// Tokens that submit.
+    pub submitters: Option<Secret>,
+    /// The queue that work is put into.
+    pub queue: String,
+    /// Whom work is done for.
+    pub organisation: Option<String>,
+    /// The team in it.
+    pub team: Option<String>,
+    /// How long something waits to rise by one priority.
+    pub ageing: Duration,
+    /// Which executor makes the next call: `round_robin`, `least_connections`, `weighted` or `consistent_hash`.
+    pub routing: &'static str,
+    /// Queues of a scheduler, by name.
+    pub queues: IndexMap<String, Queue>,
+    /// Quotas of a scheduler, by organisation or `organisation/team`.
+    pub quotas: IndexMap<String, Quota>,
 }
 
 /// How the GPU is used.
@@ -365,8 +393,23 @@ impl Config {
             memory_bytes: values.count("cache.memory"),
             disk_bytes: values.count("cache.disk"),
         };
-        let cluster = Cluster { routing: values.word("cluster.routing") };
         let python = Python { interpreter: values.text("python.interpreter").map(PathBuf::from) };
+        let path = |key| values.text(key).map(PathBuf::from);
+        let cluster = Cluster {
+            routing: values.word("cluster.routing"),
+            insecure: values.bool("cluster.insecure"),
+            tls_ca: path("cluster.tls.ca"),
+            tls_certificate: path("cluster.tls.certificate"),
+            tls_key: path("cluster.tls.key"),
+            tls_mutual: values.word("cluster.tls.clients") != "any",
+            submitters: values.secret("cluster.submitters"),
+            queue: values.text("cluster.queue").unwrap_or_else(|| "default".to_owned()),
+            organisation: values.text("cluster.organisation"),
+            team: values.text("cluster.team"),
+            ageing: values.duration("cluster.ageing").unwrap_or(Duration::from_secs(10)),
+            queues: IndexMap::new(),
+            quotas: IndexMap::new(),
+        };
         let gpu = Gpu {
             usage: values.word("gpu.use"),
             device: count("gpu.device").unwrap_or(0),
@@ -434,6 +477,13 @@ impl Values<'_> {
 
     fn bool(&self, key: &str) -> bool {
         matches!(self.get(key), Some(Value::Bool(true)))
+    }
+
+    fn duration(&self, key: &str) -> Option<Duration> {
+        match self.get(key) {
+            Some(Value::Duration(time)) => *time,
+            _ => None,
+        }
     }
 
     fn secret(&self, key: &str) -> Option<Secret> {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::catalogue::{SETTINGS, env_name};
+use super::cluster::{ClusterKey, QUEUE, QUOTA};
 use super::connections::{ConnectionKey, KINDS, LIMITS, keys_of};
 
 /// The page of all settings, as Markdown.
@@ -42,8 +43,29 @@ pub fn reference_page() -> String {
             env_name(setting.key),
         );
     }
+    cluster(&mut page);
     connections(&mut page);
     page
+}
+
+/// The sections that a scheduler's queues and quotas stand in.
+fn cluster(page: &mut String) {
+    page.push_str(
+        "\n## cluster.queues, cluster.quotas\n\n\
+         A scheduler reads them from files. A queue that no file names does not exist, but for `default`, which has the\n\
+         defaults below unless a file says otherwise. A quota is named ORGANISATION or ORGANISATION/TEAM; `*` holds for\n\
+         each organisation without an entry, `ORGANISATION/*` for each team of it without one, `*/*` for every other team.\n\n\
+         ```yaml\n\
+         cluster:\n  queues:\n    interactive: {priority: 10, max_running: 20}\n    nightly: {max_running: 2, timeout: 12h}\n\
+         \u{20} quotas:\n    acme: {jobs: 50, cpu: 64, memory: 256GiB}\n    acme/research: {weight: 3, gpu: 2}\n    '*': {jobs: 10}\n\
+         ```\n",
+    );
+    for (name, keys) in [("queue", QUEUE), ("quota", QUOTA)] {
+        let _ = writeln!(page, "\n### a {name}\n\n| key | takes | default | about |\n|---|---|---|---|");
+        for ClusterKey { key, takes, default, about } in keys {
+            let _ = writeln!(page, "| `{key}` | {} | {default} | {about} |", takes.describe());
+        }
+    }
 }
 
 /// The section of connections: kinds, their keys, and the limits of all.

@@ -158,11 +158,26 @@ impl Process {
     /// Starts an executor and waits until it has joined.
     pub(crate) fn start(scheduler: &Scheduler, classes: &[&str]) -> Self {
         let root = tempfile::tempdir().unwrap();
-        let mut child = Self::command(root.path(), scheduler, classes).stderr(Stdio::inherit()).spawn().unwrap();
+        let command = Self::command(root.path(), scheduler, classes);
+        let mut own = Self::spawn(command);
+        own.work_dir = root.path().join("work");
+        own._root = root;
+        own
+    }
+
+    /// Starts this command, an executor's, and waits until it has joined. Its folder is the caller's.
+    pub(crate) fn spawn(mut command: Command) -> Self {
+        command.stderr(Stdio::inherit());
+        Self::spawn_as_is(command)
+    }
+
+    /// The same, and what it logs goes where the command says.
+    pub(crate) fn spawn_as_is(mut command: Command) -> Self {
+        let mut child = command.spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert!(line.contains("joined"), "{line}");
-        Self { child, work_dir: root.path().join("work"), _root: root }
+        Self { child, work_dir: PathBuf::new(), _root: tempfile::tempdir().unwrap() }
     }
 
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {

@@ -270,7 +270,7 @@ impl Keeper {
             };
             match tokio::time::timeout(SILENCE, asked).await {
                 Ok(Ok(crew)) => return crew,
-                Ok(Err(ConnectError::Refused(why))) => {
+                Ok(Err(ConnectError::Refused(why) | ConnectError::Insecure(why))) => {
                     self.shared.scheduler.lock().refused = Some(why);
                     self.shared.changed.notify_waiters();
                 }

@@ -3,15 +3,16 @@
 use std::collections::BTreeSet;
 
 use super::waiting::Look;
-use super::{Admission, Decision, LOOKS, Options, Refusal, Request, Reservation};
-use crate::ids::{ChunkKey, ClassId, QueueId, ReservationId, Tenant};
+use super::{Admission, Decision, LOOKS, Options, Refusal, Request, Started};
+use crate::ids::{ChunkKey, ClassId, QueueId, Tenant};
 use crate::resources::Usage;
 use crate::sabotage::Mutant;
 
 impl Admission {
     pub(super) fn time_out_run(&mut self, now_ms: u64) -> Option<Decision> {
         for (id, queue) in &self.queues {
-            let Some((since_ms, key)) = queue.waiting.by_age().next() else { continue };
+            let oldest = queue.waiting.values().filter_map(|waiting| waiting.by_age().next()).min();
+            let Some((since_ms, key)) = oldest else { continue };
             let timeout_ms = self.options.queues.get(id)?.timeout_ms;
             if since_ms.saturating_add(timeout_ms) <= now_ms {
                 self.end_run(key.run);
@@ -30,18 +31,25 @@ impl Admission {
     }
 
     pub(super) fn start_run(&mut self) -> Option<Decision> {
-        let mut order: Vec<(i128, QueueId)> = Vec::new();
+        let mut order: Vec<(i128, QueueId, ClassId)> = Vec::new();
         for (id, queue) in &self.queues {
-            let Some(oldest_ms) = queue.waiting.oldest_ms() else { continue };
-            if queue.running < self.options.queues.get(id)?.max_running {
-                order.push((self.rank(*id, oldest_ms), *id));
+            if queue.running >= self.options.queues.get(id)?.max_running {
+                continue;
+            }
+            for (class, waiting) in &queue.waiting {
+                let Started { runs, most } = self.started.get(class).copied().unwrap_or_default();
+                let Some(oldest_ms) = waiting.oldest_ms() else { continue };
+                if most.is_none_or(|most| runs < most) {
+                    order.push((self.rank(*id, oldest_ms), *id, *class));
+                }
             }
         }
         order.sort_unstable();
         let (options, organisations, teams) = (&self.options, &self.organisations, &self.teams);
-        for (_, id) in order {
+        for (_, id, class) in order {
             let queue = self.queues.get_mut(&id)?;
-            let found = queue.waiting.find(|head| {
+            let waiting = queue.waiting.get_mut(&class)?;
+            let found = waiting.find(|head| {
                 let tenant = head.tenant;
                 let organisation = organisations.get(&tenant.organisation).copied().unwrap_or_default();
                 let team = teams.get(&tenant).copied().unwrap_or_default();
@@ -54,9 +62,10 @@ impl Admission {
                 }
             });
             let Some((head, ())) = found else { continue };
-            queue.waiting.granted(&head, weights(options, head.tenant));
+            waiting.granted(&head, weights(options, head.tenant));
             queue.queued -= 1;
             queue.running += 1;
+            self.started.entry(class).or_default().runs += 1;
             let run = head.key.run;
             if let Some((_, started)) = self.tickets.get_mut(&run) {
                 *started = true;
@@ -116,23 +125,15 @@ impl Admission {
                 looks += 1;
                 if looks >= LOOKS { Look::Stop } else { Look::Next }
             });
-            let Some((head, executor)) = found else { continue };
+            let Some((mut head, executor)) = found else { continue };
+            head.needs = self.executors.needs_on(executor, &head.needs);
             waiting.granted(&head, weights(&self.options, head.tenant));
             self.requests.remove(&head.key);
             self.misfits.remove(&head.key);
             self.executors.unhold(class, head.key);
-            self.next_reservation += 1;
-            let id = ReservationId(self.next_reservation);
-            let until_ms = now_ms.saturating_add(self.options.reservation_ms);
             let Request { key, tenant, needs, .. } = head;
-            self.reservations.insert(id, Reservation { key, tenant, executor, needs, until_ms });
-            self.ends.insert((until_ms, id));
-            self.executors.reserve(executor, id, &needs);
-            self.usage(tenant, |usage| {
-                usage.tasks += 1;
-                usage.held = usage.held.plus(&needs);
-            });
-            return Some(Decision::Grant { key, executor, reservation: id });
+            let reservation = self.reserve(key, tenant, executor, needs, now_ms);
+            return Some(Decision::Grant { key, executor, reservation });
         }
         None
     }
@@ -157,7 +158,9 @@ impl Admission {
             waiting.unpark(tenant.organisation);
         }
         for queue in self.queues.values_mut() {
-            queue.waiting.unpark(tenant.organisation);
+            for waiting in queue.waiting.values_mut() {
+                waiting.unpark(tenant.organisation);
+            }
         }
     }
 }

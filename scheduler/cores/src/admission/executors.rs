@@ -20,7 +20,8 @@ pub(super) struct Executor {
 
 impl Executor {
     fn fits(&self, request: &Request, room: &Resources) -> bool {
-        !self.draining && self.spec.tags.holds(request.route.required) && request.needs.fits_in(room)
+        let needs = request.needs.on(&self.spec.capacity);
+        !self.draining && self.spec.tags.holds(request.route.required) && needs.fits_in(room)
     }
 
     fn free(&self) -> Resources {
@@ -138,6 +139,11 @@ impl Executors {
             }
         }
         self.router.pick(request.class, &request.route, &self.candidates)
+    }
+
+    /// What needs come to on this executor.
+    pub(super) fn needs_on(&self, id: ExecutorId, needs: &Resources) -> Resources {
+        self.all.get(&id).map_or(*needs, |executor| needs.on(&executor.spec.capacity))
     }
 
     pub(super) fn reserve(&mut self, id: ExecutorId, reservation: ReservationId, needs: &Resources) {

@@ -17,7 +17,9 @@ mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use types::{Decision, ExecutorSpec, JoinError, Options, QueueOptions, Refusal, Request, TenantOptions, Ticket};
+pub use types::{
+    Decision, ExecutorSpec, JoinError, Options, QueueOptions, QueueState, Refusal, Request, TenantOptions, Ticket,
+};
 
 use self::executors::Executors;
 use self::waiting::Waiting;
@@ -40,9 +42,24 @@ struct Reservation {
 
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: Waiting,
+    /// By class, so that runs of a class that has no room do not stand before others.
+    waiting: BTreeMap<ClassId, Waiting>,
     queued: u32,
     running: u32,
+}
+
+impl Queue {
+    /// When the oldest run came.
+    fn oldest_ms(&self) -> Option<u64> {
+        self.waiting.values().filter_map(Waiting::oldest_ms).min()
+    }
+}
+
+/// Runs of one class that are under way, and how many may be.
+#[derive(Debug, Default, Clone, Copy)]
+struct Started {
+    runs: u32,
+    most: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -59,6 +76,7 @@ pub struct Admission {
     tickets: BTreeMap<RunId, (Ticket, bool)>,
     chunks: BTreeMap<(QueueId, ClassId), Waiting>,
     requests: BTreeMap<ChunkKey, (QueueId, ClassId)>,
+    started: BTreeMap<ClassId, Started>,
     organisations: BTreeMap<u32, Usage>,
     teams: BTreeMap<Tenant, Usage>,
     executors: Executors,
@@ -83,6 +101,7 @@ impl Admission {
             tickets: BTreeMap::new(),
             chunks: BTreeMap::new(),
             requests: BTreeMap::new(),
+            started: BTreeMap::new(),
             organisations: BTreeMap::new(),
             teams: BTreeMap::new(),
             executors: Executors::default(),
@@ -117,7 +136,7 @@ impl Admission {
             return Err(Refusal::QueueFull { waiting: queue.queued });
         }
         queue.queued += 1;
-        queue.waiting.push(run_request(ticket, now_ms));
+        queue.waiting.entry(ticket.class).or_default().push(run_request(ticket, now_ms));
         self.tickets.insert(ticket.run, (ticket, false));
         Ok(())
     }
@@ -132,6 +151,7 @@ impl Admission {
         }
         let queue = self.queues.get_mut(&ticket.queue).ok_or(Refusal::UnknownQueue)?;
         queue.running += 1;
+        self.started.entry(ticket.class).or_default().runs += 1;
         self.tickets.insert(ticket.run, (ticket, true));
         self.usage(ticket.tenant, |usage| usage.runs += 1);
         Ok(())
@@ -143,11 +163,16 @@ impl Admission {
         let Some(queue) = self.queues.get_mut(&ticket.queue) else { return };
         if started {
             queue.running -= 1;
+            if let Some(started) = self.started.get_mut(&ticket.class) {
+                started.runs = started.runs.saturating_sub(1);
+            }
             self.usage(ticket.tenant, |usage| usage.runs -= 1);
             self.unpark(ticket.tenant);
         } else {
             queue.queued -= 1;
-            queue.waiting.remove(ticket.tenant, run_key(run));
+            if let Some(waiting) = queue.waiting.get_mut(&ticket.class) {
+                waiting.remove(ticket.tenant, run_key(run));
+            }
         }
         let first = ChunkKey { run, stage: 0, chunk: 0 };
         let last = ChunkKey { run, stage: u32::MAX, chunk: u32::MAX };
@@ -155,6 +180,17 @@ impl Admission {
         for key in keys {
             self.drop_request(ticket.tenant, key);
         }
+    }
+
+    /// No more than this many runs of a class are under way from now on; those that are stay.
+    pub fn limit_class(&mut self, class: ClassId, runs: u32) {
+        self.started.entry(class).or_default().most = Some(runs);
+    }
+
+    /// What a tenant may have, and its share. What holds for its neighbours does not change.
+    pub fn know(&mut self, tenant: Tenant, organisation: TenantOptions, team: TenantOptions) {
+        self.options.organisations.insert(tenant.organisation, organisation);
+        self.options.teams.insert(tenant, team);
     }
 
     /// An executor joins.
@@ -218,6 +254,40 @@ impl Admission {
         }
     }
 
+    /// Takes up a task that runs on an executor and of which nothing is known here: what it takes is reserved, whatever
+    /// quotas say. `None` where there is no such executor or run.
+    pub fn adopt(
+        &mut self,
+        key: ChunkKey,
+        executor: ExecutorId,
+        needs: Resources,
+        now_ms: u64,
+    ) -> Option<ReservationId> {
+        let tenant = self.tickets.get(&key.run)?.0.tenant;
+        self.executors.all.contains_key(&executor).then(|| self.reserve(key, tenant, executor, needs, now_ms))
+    }
+
+    fn reserve(
+        &mut self,
+        key: ChunkKey,
+        tenant: Tenant,
+        executor: ExecutorId,
+        needs: Resources,
+        now_ms: u64,
+    ) -> ReservationId {
+        self.next_reservation += 1;
+        let id = ReservationId(self.next_reservation);
+        let until_ms = now_ms.saturating_add(self.options.reservation_ms);
+        self.reservations.insert(id, Reservation { key, tenant, executor, needs, until_ms });
+        self.ends.insert((until_ms, id));
+        self.executors.reserve(executor, id, &needs);
+        self.usage(tenant, |usage| {
+            usage.tasks += 1;
+            usage.held = usage.held.plus(&needs);
+        });
+        id
+    }
+
     /// Prolongs a reservation. False when it ran out.
     pub fn renew(&mut self, id: ReservationId, now_ms: u64) -> bool {
         let Some(reservation) = self.reservations.get_mut(&id) else { return false };
@@ -249,9 +319,10 @@ impl Admission {
     /// When, after `now_ms`, [`Self::decide`] may have something to say although nothing has happened.
     pub fn next_deadline_ms(&self, now_ms: u64) -> Option<u64> {
         let reservation = self.ends.first().map(|(until_ms, _)| *until_ms);
-        let runs = self.queues.iter().filter_map(|(id, queue)| {
-            Some(queue.waiting.oldest_ms()?.saturating_add(self.options.queues.get(id)?.timeout_ms))
-        });
+        let runs = self
+            .queues
+            .iter()
+            .filter_map(|(id, queue)| Some(queue.oldest_ms()?.saturating_add(self.options.queues.get(id)?.timeout_ms)));
         let watch = (!self.requests.is_empty() && self.next_watch_ms < u64::MAX).then_some(self.next_watch_ms);
         let overtaken = self.chunks.values().filter_map(|waiting| {
             let oldest_ms = waiting.oldest_ms()?.saturating_add(self.options.hold_after_ms);
@@ -271,10 +342,28 @@ impl Admission {
             return Some(Decision::Expired { key, reservation });
         }
         self.executors.expire_holds(now_ms);
-        self.time_out_run(now_ms)
-            .or_else(|| self.watch(now_ms))
-            .or_else(|| self.start_run())
-            .or_else(|| self.grant(now_ms))
+        self.admit(now_ms).or_else(|| self.watch(now_ms)).or_else(|| self.grant(now_ms))
+    }
+
+    /// Takes the next decision about runs alone: for those who have no place to give at the moment.
+    pub fn admit(&mut self, now_ms: u64) -> Option<Decision> {
+        self.time_out_run(now_ms).or_else(|| self.start_run())
+    }
+
+    /// What waits in a queue, what is under way, and since when the oldest waits; `None` where there is no such queue.
+    pub fn queue(&self, id: QueueId) -> Option<QueueState> {
+        let queue = self.queues.get(&id)?;
+        Some(QueueState { waiting: queue.queued, running: queue.running, oldest_ms: queue.oldest_ms() })
+    }
+
+    /// What a team holds.
+    pub fn team(&self, tenant: Tenant) -> Usage {
+        self.teams.get(&tenant).copied().unwrap_or_default()
+    }
+
+    /// What an organisation holds, all teams together.
+    pub fn organisation(&self, organisation: u32) -> Usage {
+        self.organisations.get(&organisation).copied().unwrap_or_default()
     }
 
     /// Runs and chunks that wait, reservations that are held.
@@ -291,7 +380,7 @@ fn run_key(run: RunId) -> ChunkKey {
 fn run_request(ticket: Ticket, since_ms: u64) -> Request {
     Request {
         key: run_key(ticket.run),
-        class: ClassId(0),
+        class: ticket.class,
         needs: Resources::PLAIN,
         route: Route::default(),
         tenant: ticket.tenant,

@@ -8,7 +8,9 @@ const CPU: ClassId = ClassId(0);
 const GPU: ClassId = ClassId(1);
 
 fn slots(slots: u32) -> Resources {
-    Resources { slots, cpu_milli: 1_000 * u64::from(slots), memory_bytes: 0, gpu_milli: 0 }
+    // No test has an executor of so many.
+    let cpu_milli = 1_000 * u64::from(slots.min(1_000));
+    Resources { slots, cpu_milli, memory_bytes: 0, gpu_milli: 0 }
 }
 
 fn options() -> Options {
@@ -27,7 +29,7 @@ fn executor(id: u64, class: ClassId, count: u32) -> ExecutorSpec {
 }
 
 fn ticket(run: u128, organisation: u32) -> Ticket {
-    Ticket { run: RunId(run), queue: QueueId(0), tenant: Tenant { organisation, team: 0 } }
+    Ticket { run: RunId(run), queue: QueueId(0), class: CPU, tenant: Tenant { organisation, team: 0 } }
 }
 
 fn key(run: u128, chunk: u32) -> ChunkKey {
@@ -229,4 +231,41 @@ fn a_draining_executor_gets_nothing_and_a_lost_one_frees_its_tasks() {
     assert_eq!(admission.counts(), (0, 1, 0));
     admission.join(executor(2, CPU, 1)).unwrap();
     assert!(granted(admission.decide(2)).is_some());
+}
+
+#[test]
+fn runs_of_a_class_without_room_do_not_stand_before_others() {
+    let queue = QueueOptions { priority: 0, max_running: 10, max_queued: 10, timeout_ms: 1_000 };
+    let mut admission = Admission::new(Options::single_queue(QueueId(0), queue));
+    admission.limit_class(GPU, 1);
+    for run in 1..4 {
+        admission.enqueue(Ticket { class: GPU, ..ticket(run, 0) }, run as u64).unwrap();
+    }
+    admission.enqueue(ticket(9, 0), 9).unwrap();
+    assert_eq!(admission.admit(10), Some(Decision::StartRun(RunId(1))));
+    assert_eq!(admission.admit(10), Some(Decision::StartRun(RunId(9))));
+    assert_eq!(admission.admit(10), None, "one of the class at a time");
+    let state = QueueState { waiting: 2, running: 2, oldest_ms: Some(2) };
+    assert_eq!(admission.queue(QueueId(0)), Some(state));
+    admission.limit_class(GPU, 2);
+    assert_eq!(admission.admit(10), Some(Decision::StartRun(RunId(2))));
+    admission.end_run(RunId(1));
+    assert_eq!(admission.admit(10), Some(Decision::StartRun(RunId(3))));
+    assert_eq!(admission.queue(QueueId(0)).unwrap().running, 3);
+}
+
+#[test]
+fn a_task_that_wants_an_executor_to_itself_waits_until_one_is_empty() {
+    let mut admission = Admission::new(options());
+    admission.join(executor(1, CPU, 3)).unwrap();
+    start(&mut admission, 1, 0);
+    ask(&mut admission, 1, 0, 1, 0);
+    let small = granted(admission.decide(0)).unwrap().1;
+    ask(&mut admission, 1, 1, Resources::WHOLE, 0);
+    assert_eq!(admission.decide(0), None);
+    admission.release(small);
+    assert!(granted(admission.decide(1)).is_some());
+    ask(&mut admission, 1, 2, 1, 1);
+    assert_eq!(admission.decide(1), None, "all of its slots are taken");
+    assert_eq!(admission.team(Tenant { organisation: 0, team: 0 }).held.slots, 3);
 }

@@ -19,6 +19,17 @@ pub struct QueueOptions {
     pub timeout_ms: u64,
 }
 
+/// What a queue does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueState {
+    /// Runs that wait.
+    pub waiting: u32,
+    /// Runs that are under way.
+    pub running: u32,
+    /// When the oldest of those that wait came.
+    pub oldest_ms: Option<u64>,
+}
+
 /// A tenant's share and limits.
 #[derive(Debug, Clone, Copy)]
 pub struct TenantOptions {
@@ -100,6 +111,8 @@ pub struct Ticket {
     pub run: RunId,
     /// Where it waits.
     pub queue: QueueId,
+    /// The class that it mostly runs on: what [`super::Admission::limit_class`] counts it for.
+    pub class: ClassId,
     /// Whose it is.
     pub tenant: Tenant,
 }

@@ -167,7 +167,7 @@ fn a_pipeline_of_two_classes_is_full() {
         admission.join(spec).unwrap();
     }
     let tenant = Tenant { organisation: 0, team: 0 };
-    admission.enqueue(Ticket { run: RUN, queue: QueueId(0), tenant }, 0).unwrap();
+    admission.enqueue(Ticket { run: RUN, queue: QueueId(0), class: ClassId(0), tenant }, 0).unwrap();
     let mut coordinator = Coordinator::new(Options::default(), Fence(1), 0);
     let stages = vec![stage(0, CHUNKS, &[]), stage(1, CHUNKS, &[(0, Reads::ChunkByChunk)])];
     let mut running: BTreeMap<(u64, AttemptId), ()> = BTreeMap::new();

@@ -47,11 +47,12 @@ pub(crate) fn simulate(seed: u64, mutant: Option<Mutant>) -> Result<(), String> 
         let ticket = Ticket {
             run: RunId(u128::from(flooder)),
             queue: QueueId(1),
+            class: CLASS,
             tenant: Tenant { organisation: flooder % 3, team: flooder },
         };
         admission.enqueue(ticket, 0).map_err(|error| error.to_string())?;
     }
-    let ticket = Ticket { run: mouse, queue: mouse_queue, tenant: Tenant { organisation: 9, team: 0 } };
+    let ticket = Ticket { run: mouse, queue: mouse_queue, class: CLASS, tenant: Tenant { organisation: 9, team: 0 } };
     admission.enqueue(ticket, 0).map_err(|error| error.to_string())?;
 
     let mut running: BinaryHeap<Reverse<(u64, ReservationId, ExecutorId, RunId)>> = BinaryHeap::new();

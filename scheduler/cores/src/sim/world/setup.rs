@@ -155,7 +155,7 @@ pub(super) fn sim_run(number: u64, dice: &mut Dice) -> SimRun {
     }
     SimRun {
         id,
-        ticket: Ticket { run: id, queue: QueueId(dice.between(0, 1) as u16), tenant },
+        ticket: Ticket { run: id, queue: QueueId(dice.between(0, 1) as u16), class: ClassId(0), tenant },
         plan: RunPlan { stages, window: dice.between(1, 3) as u32 },
         submitted: false,
         cancelled: false,
