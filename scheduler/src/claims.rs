@@ -21,6 +21,8 @@ pub(crate) struct Claims {
     taken: HashMap<RunningTask, Instant>,
     /// By job, then by stage and task; a task of a later attempt at the stage takes the place of an earlier one.
     counts: HashMap<String, HashMap<(u32, u32), Counts>>,
+    /// How many operators the first report of a stage had metrics of, by job and stage, and when it came.
+    operators: HashMap<(String, u32), (usize, Instant)>,
     /// When an executor last had a report taken.
     last: HashMap<String, Instant>,
 }
@@ -41,7 +43,7 @@ impl Claims {
         let now = Instant::now();
         self.last.insert(executor.to_owned(), now);
         let mut first = Vec::with_capacity(reports.len());
-        for report in reports {
+        for mut report in reports {
             let name = name_of(&report);
             if self.taken.contains_key(&name) {
                 continue;
@@ -50,6 +52,13 @@ impl Claims {
                 let counts = counts_of(&report);
                 let place = (name.stage, name.task);
                 self.counts.entry(name.job.clone()).or_default().insert(place, counts);
+            }
+            // Ballista refuses the report of a task whose part of a union has other operators than the parts before it,
+            // and the job never ends; one without metrics it takes.
+            let operators = report.metrics.len();
+            let stage = (name.job.clone(), name.stage);
+            if self.operators.entry(stage).or_insert((operators, now)).0 != operators {
+                report.metrics.clear();
             }
             self.taken.insert(name, now);
             first.push(report);
@@ -90,6 +99,7 @@ impl Claims {
     /// Forgets jobs that do not run any more; `seen` is when the list of them was made.
     pub(crate) fn forget(&mut self, running: &HashSet<String>, seen: Instant, executors: &HashSet<String>) {
         self.taken.retain(|attempt, at| *at >= seen || running.contains(&attempt.job));
+        self.operators.retain(|(job, _), (_, at)| *at >= seen || running.contains(job));
         self.last.retain(|executor, at| *at >= seen || executors.contains(executor));
     }
 
@@ -141,6 +151,17 @@ mod tests {
         assert_eq!(claims.take("cpu.2", vec![report(1, 0, 5)]).len(), 1, "another attempt at the stage");
         claims.give_back(&[name_of(&report(1, 0, 5))]);
         assert_eq!(claims.take("cpu.2", vec![report(1, 0, 5)]).len(), 1, "it was not passed on");
+    }
+
+    #[test]
+    fn reports_of_one_stage_have_metrics_of_as_many_operators() {
+        let mut claims = Claims::default();
+        let mut other = report(0, 1, 7);
+        other.metrics.push(OperatorMetricsSet::default());
+        let passed = claims.take("cpu.1", vec![report(0, 0, 5), other, report(0, 2, 9)]);
+        assert_eq!(passed.iter().map(|report| report.metrics.len()).collect::<Vec<_>>(), [1, 0, 1]);
+        let sum = claims.sum("job", &HashSet::from([(1, 0), (1, 1), (1, 2)]));
+        assert_eq!(sum.get("clean").map(|count| count.rows), Some(21), "what was counted is read before");
     }
 
     #[test]

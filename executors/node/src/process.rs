@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use arrow_flight::flight_service_server::FlightServiceServer;
 use ballista_core::extension::SessionConfigExt;
+use ballista_core::registry::BallistaFunctionRegistry;
 use ballista_core::serde::protobuf::executor_grpc_server::ExecutorGrpcServer;
 use ballista_core::serde::protobuf::scheduler_grpc_client::SchedulerGrpcClient;
 use ballista_core::serde::protobuf::{
@@ -20,7 +21,7 @@ use ballista_executor::flight_service::BallistaFlightService;
 use ballista_executor::metrics::LoggingMetricsCollector;
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
-use datafusion::prelude::SessionConfig;
+use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::future::BoxFuture;
 use rowmill_wire::MESSAGE_BYTES;
 use rowmill_wire::alive::{AliveRequest, say_alive};
@@ -77,7 +78,8 @@ async fn run_until(options: Options, mut stop: BoxFuture<'static, ()>) -> Result
                 .with_ballista_physical_extension_codec(RowmillCodec::shared())
                 .with_ballista_override_create_grpc_client_endpoint(override_fn.clone())
         }),
-        Arc::default(),
+        // Ballista's own leave out what plans of lists, structs and maps call.
+        Arc::new(BallistaFunctionRegistry::from(&SessionContext::new().state())),
         Arc::new(LoggingMetricsCollector::default()),
         options.slots as usize,
         engine.clone(),

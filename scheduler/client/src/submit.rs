@@ -107,6 +107,10 @@ impl Elsewhere for Cluster {
         options.execution.parquet.schema_force_view_types = before.execution.parquet.schema_force_view_types;
         options.sql_parser.map_string_types_to_utf8view = before.sql_parser.map_string_types_to_utf8view;
         options.optimizer.prefer_hash_join = before.optimizer.prefer_hash_join;
+        // Which side of a join is small enough for every task the scheduler decides. A join that was planned for one task
+        // it splits where its kind cannot be run so, and what stands above still reads one partition of it.
+        options.optimizer.hash_join_single_partition_threshold = 0;
+        options.optimizer.hash_join_single_partition_threshold_rows = 0;
     }
 
     fn rules(&self) -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
