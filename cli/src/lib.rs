@@ -9,6 +9,7 @@ mod settings;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Parser;
 use rowmill::{Diagnostics, RunsOptions, SessionOptions};
@@ -50,6 +51,24 @@ pub fn session_options(file: Option<PathBuf>, settings: Vec<(String, String)>) -
     let file = file.or_else(|| std::env::var_os("ROWMILL_CONFIG").map(PathBuf::from));
     let settings = settings::Settings::from_layers(file.as_deref(), settings)?;
     Ok(SessionSettings { options: settings.session_options()?, threads: settings.threads() })
+}
+
+/// The same, for a session whose workflows run on a cluster: HOST:PORT of its scheduler, or `local`. Its token is in
+/// `token_file`, or in the environment.
+///
+/// # Errors
+/// As [`session_options`]; also when the address or the token is wrong. Nothing is asked of the cluster yet.
+pub fn session_options_on(
+    cluster: &str,
+    token_file: Option<PathBuf>,
+    file: Option<PathBuf>,
+    settings: Vec<(String, String)>,
+) -> Result<SessionSettings, Diagnostics> {
+    let file = file.or_else(|| std::env::var_os("ROWMILL_CONFIG").map(PathBuf::from));
+    let settings = settings::Settings::from_layers(file.as_deref(), settings)?;
+    let elsewhere = commands::cluster_at(cluster, token_file, &settings)?;
+    let options = SessionOptions { elsewhere: Some(Arc::new(elsewhere)), ..settings.session_options()? };
+    Ok(SessionSettings { options, threads: settings.threads() })
 }
 
 /// Where durable runs live, by the same configuration.

@@ -31,7 +31,7 @@ async fn every_file() {
     let session = Session::try_new(options).unwrap();
     for file in runner::files() {
         let before = cluster.finished_jobs();
-        runner::run(&session, &file).await;
+        runner::run(&session, &file, "cluster").await;
         let jobs = cluster.finished_jobs() - before;
         // What there is to see: a file whose queries all ran here would show nothing about a cluster.
         println!("{}: {jobs} jobs on the cluster", file.display());

@@ -14,7 +14,7 @@ use rowmill_engine::durable::{fingerprint, inspect};
 use crate::batches::Batches;
 use crate::errors::from_reports;
 use crate::runtime::wait;
-use crate::session::{Shared, shared};
+use crate::session::{At, Shared, session_at, shared};
 use crate::workflow::{described, run_to_end};
 
 /// Where durable runs live, as this session is configured.
@@ -67,9 +67,10 @@ pub(crate) fn run_durably<'py>(
     origin: &Origin,
     progress: Option<Py<PyAny>>,
     started: Py<PyAny>,
+    at: At,
 ) -> PyResult<Bound<'py, PyDict>> {
     let shared = shared(py)?;
-    let (session, options) = (shared.session.clone(), options(py, &shared)?);
+    let (session, options) = (session_at(py, at)?, options(py, &shared)?);
     let path = match &origin.path {
         None => filed(&options.folder, &origin.name, &origin.text)?,
         Some(path) => {
@@ -99,6 +100,7 @@ fn tell(started: &Py<PyAny>, run: rowmill::store::RunId) {
 
 /// Goes on with a run, to its end.
 #[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "they are those of the Python method")]
 pub(crate) fn resume_run<'py>(
     py: Python<'py>,
     name: String,
@@ -107,10 +109,11 @@ pub(crate) fn resume_run<'py>(
     unknown: bool,
     progress: Option<Py<PyAny>>,
     started: Py<PyAny>,
+    at: At,
 ) -> PyResult<Bound<'py, PyDict>> {
     crate::steps::look_around(py)?;
     let shared = shared(py)?;
-    let (session, options) = (shared.session.clone(), options(py, &shared)?);
+    let (session, options) = (session_at(py, at)?, options(py, &shared)?);
     let report = run_to_end(py, progress, move |cancel, watch| async move {
         let runs = session.runs(options).await?;
         let run = runs.named(&name).await?;
@@ -128,10 +131,11 @@ pub(crate) fn retry_run<'py>(
     unknown: bool,
     progress: Option<Py<PyAny>>,
     started: Py<PyAny>,
+    at: At,
 ) -> PyResult<Bound<'py, PyDict>> {
     crate::steps::look_around(py)?;
     let shared = shared(py)?;
-    let (session, options) = (shared.session.clone(), options(py, &shared)?);
+    let (session, options) = (session_at(py, at)?, options(py, &shared)?);
     let report = run_to_end(py, progress, move |cancel, watch| async move {
         let runs = session.runs(options).await?;
         let run = runs.named(&name).await?;

@@ -53,6 +53,19 @@ pub(crate) fn configure(py: Python<'_>, config: Option<PathBuf>, settings: Vec<(
     Ok(())
 }
 
+/// A cluster: the address of its scheduler, or `local`, and the file of its token.
+pub(crate) type At = Option<(String, Option<PathBuf>)>;
+
+/// The session for a workflow that runs on a cluster, or here.
+pub(crate) fn session_at(py: Python<'_>, at: At) -> PyResult<Session> {
+    let shared = shared(py)?;
+    let Some((address, token_file)) = at else { return Ok(shared.session.clone()) };
+    let read = rowmill_cli::session_options_on(&address, token_file, shared.config.clone(), shared.settings.clone());
+    let mut read = read.map_err(|reports| from_reports(py, &reports))?;
+    read.options.kinds.push(Arc::new(python_steps(py, read.options.python.clone(), &shared.program)?));
+    Session::try_new(read.options).map_err(|error| from_engine(py, &error))
+}
+
 /// Python steps of workflows in this interpreter, where no other is configured.
 fn python_steps(py: Python<'_>, configured: Option<String>, program: &Program) -> PyResult<PythonFactory> {
     let own: Option<String> = py.import("sys")?.getattr("executable")?.extract()?;

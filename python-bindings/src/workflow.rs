@@ -21,7 +21,7 @@ use crate::files::{Options, here};
 use crate::frame::PyFrame;
 use crate::runs::{Origin, run_durably};
 use crate::runtime::{LISTEN, leave, listen, threads, wait};
-use crate::session::shared;
+use crate::session::{At, session_at, shared};
 
 /// How long a run that was cancelled may take to clean up before Python goes on without it.
 const CLEANING: Duration = Duration::from_secs(5);
@@ -185,9 +185,9 @@ impl PyWorkflow {
     }
 
     /// What it will do, as JSON; with `plans`, down to the physical plans.
-    fn explain(&self, py: Python<'_>, given: Given<'_>, form: &str) -> PyResult<String> {
+    fn explain(&self, py: Python<'_>, given: Given<'_>, form: &str, at: At) -> PyResult<String> {
         let inputs = self.inputs(py, given)?;
-        let (session, workflow) = (shared(py)?.session.clone(), Arc::clone(&self.workflow));
+        let (session, workflow) = (session_at(py, at)?, Arc::clone(&self.workflow));
         let plans = matches!(form, "text" | "json");
         let explained = wait(py, async move { session.explain(workflow, &inputs, plans).await })?;
         let explained = explained.map_err(|reports| from_reports(py, &reports))?;
@@ -202,11 +202,17 @@ impl PyWorkflow {
         }
     }
 
-    /// Runs it to its end. `progress` is called with `{name: (rows, bytes)}` as it goes.
-    #[pyo3(signature = (given, progress))]
-    fn run<'py>(&self, py: Python<'py>, given: Given<'_>, progress: Option<Py<PyAny>>) -> PyResult<Bound<'py, PyDict>> {
+    /// Runs it to its end, on a cluster if one is given. `progress` is called with `{name: (rows, bytes)}` as it goes.
+    #[pyo3(signature = (given, progress, at))]
+    fn run<'py>(
+        &self,
+        py: Python<'py>,
+        given: Given<'_>,
+        progress: Option<Py<PyAny>>,
+        at: At,
+    ) -> PyResult<Bound<'py, PyDict>> {
         let inputs = self.inputs(py, given)?;
-        let (session, workflow) = (shared(py)?.session.clone(), Arc::clone(&self.workflow));
+        let (session, workflow) = (session_at(py, at)?, Arc::clone(&self.workflow));
         let report = run_to_end(py, progress, move |cancel, watch| async move {
             session.run_observed(workflow, &inputs, &cancel, watch.as_ref()).await
         })?;
@@ -225,15 +231,16 @@ impl PyWorkflow {
         given: Given<'_>,
         progress: Option<Py<PyAny>>,
         started: Py<PyAny>,
+        at: At,
     ) -> PyResult<Bound<'py, PyDict>> {
         let inputs = self.inputs(py, given)?;
         let workflow = Arc::clone(&self.workflow);
         match &self.origin {
-            Some(origin) => run_durably(py, workflow, inputs, origin, progress, started),
+            Some(origin) => run_durably(py, workflow, inputs, origin, progress, started, at),
             None => {
                 let text = self.to_yaml(py)?;
                 let origin = Origin { name: "workflow.yaml".to_owned(), path: None, text };
-                run_durably(py, workflow, inputs, &origin, progress, started)
+                run_durably(py, workflow, inputs, &origin, progress, started, at)
             }
         }
     }

@@ -269,3 +269,38 @@ def test_a_rate_holds_in_workflows_and_stands_in_their_text(place):
     slow = Workflow("w").source("n", range=(0, 1))
     with pytest.raises(ValueError, match="less than one call in an hour"):
         slow.step("s", rowmill.step(rate_limit="0.5/h")(functions_of_durable.double))
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, "-m", "rowmill", "cluster"]
+    with open(tmp_path / "said", "wb") as said:
+        up = [*command, "up", "--executors", "cpu=1,io=1", "--port", "0"]
+        subprocess.run(up, check=True, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+    yield tmp_path
+    with open(tmp_path / "said", "wb") as said:
+        subprocess.run([*command, "down", "--grace-s", "1"], stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+
+
+def test_workflows_run_on_a_cluster(cluster):
+    (cluster / "numbers.csv").write_text("n\n" + "".join(f"{n}\n" for n in range(1000)))
+    (cluster / "twice.py").write_text("def twice(n: int) -> int:\n    return 2 * n\n")
+    (cluster / "flow.yaml").write_text(
+        "rowmill: 1\nname: flow\nsources: {numbers: {path: numbers.csv}}\nsteps:\n"
+        "  doubled:\n    python: {from: numbers, function: 'twice:twice', reads: [n], output: {m: int64}}\n"
+        "    effects: pure\n"
+        "  sums: {sql: 'SELECT n % 10 AS k, sum(n) AS total FROM numbers GROUP BY 1'}\n"
+        "sinks:\n  doubled: {from: doubled, path: doubled.csv}\n  sums: {from: sums, path: sums.csv}\n"
+    )
+    flow = rowmill.load("flow.yaml")
+    assert "ClusterExec" in flow.explain(cluster="local")
+    flow.run(cluster="local")
+    assert sum(rowmill.read_csv("doubled.csv").to_pydict()["m"]) == 999 * 1000
+    assert sum(rowmill.read_csv("sums.csv").to_pydict()["total"]) == 999 * 500
+    run = flow.run(durable=True, cluster="local")
+    assert run.status == "succeeded"
+    with pytest.raises(ValueError, match="token_file"):
+        flow.run(token_file="token")
+    with pytest.raises(rowmill.RowmillError, match="address"):
+        flow.run(cluster="a b", token_file=".rowmill/cluster/token")

@@ -79,6 +79,15 @@ pub(crate) fn completions(shell: clap_complete::Shell) {
     }
 }
 
+/// A connection to the cluster of this address.
+pub(crate) fn cluster_at(
+    address: &str,
+    token_file: Option<std::path::PathBuf>,
+    settings: &Settings,
+) -> Result<rowmill_cluster::Cluster, Diagnostics> {
+    cluster::at(address, token_file.as_deref(), settings)
+}
+
 /// A session as configured; otherwise the exit code, the reason being told.
 fn open_session(settings: &Settings) -> Result<Session, u8> {
     let refuse = |reports: &Diagnostics| failure(reports, settings.is_json(), settings.is_colored());

@@ -8,6 +8,6 @@ use rowmill::{Session, SessionOptions};
 async fn every_file() {
     let session = Session::try_new(SessionOptions::default()).unwrap();
     for file in runner::files() {
-        runner::run(&session, &file).await;
+        runner::run(&session, &file, "here").await;
     }
 }

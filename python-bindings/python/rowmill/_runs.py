@@ -117,20 +117,24 @@ class Run:
         steal: bool = False,
         unknown: bool = False,
         progress: bool | Callable[[dict[str, tuple[int, int]]], Any] | None = None,
+        cluster: str | None = None,
+        token_file: Any = None,
     ) -> Run:
         """Goes on with a run that stopped, from what is committed, to its end; gives the run as it is then.
 
         Items that were failing when it stopped are tried again. `restart` makes a new run, with the same parameters,
         from the workflow's file as it is now. `steal` takes the run from a process that still holds it.
         `unknown` also makes calls of steps with effects `once` again of which nobody knows whether they happened.
+        `cluster` and `token_file` are those of :meth:`Workflow.run`.
         """
         if restart and unknown:
             raise ValueError("`restart` makes a new run, in which no call is `unknown`; give one of the two")
         self._kept()
         name, base = self.id, None if not self.sinks else next(iter(self.sinks.values()))._base
+        place = at(cluster, token_file)
         return watch(
             self.workflow, progress, base,
-            lambda shown, started: _native.resume_run(name, steal, restart, unknown, shown, started),
+            lambda shown, started: _native.resume_run(name, steal, restart, unknown, shown, started, place),
         )  # fmt: skip
 
     def retry(
@@ -138,17 +142,22 @@ class Run:
         *,
         unknown: bool = False,
         progress: bool | Callable[[dict[str, tuple[int, int]]], Any] | None = None,
+        cluster: str | None = None,
+        token_file: Any = None,
     ) -> Run:
         """Tries the items again that failed in a run that ended, and publishes the result with what comes of them.
 
         What depends on their rows is made anew; no call is made again that was answered. Items of steps with effects
-        `once` that may have happened (`unknown`) are left alone, unless `unknown` says that they are to be sent again.
+        `once` that may have happened (`unknown`) are left alone, unless `unknown` says that they are to be sent again. `cluster` and
+        `token_file` are those of :meth:`Workflow.run`.
         """
         self._kept()
         name, base = self.id, None if not self.sinks else next(iter(self.sinks.values()))._base
+        place = at(cluster, token_file)
         return watch(
-            self.workflow, progress, base, lambda shown, started: _native.retry_run(name, unknown, shown, started)
-        )
+            self.workflow, progress, base,
+            lambda shown, started: _native.retry_run(name, unknown, shown, started, place),
+        )  # fmt: skip
 
     def refresh(self) -> Run:
         """The run as its journal has it now."""
@@ -189,6 +198,15 @@ class Run:
             f"<b>{html.escape(self.workflow)}</b>: {self.status} in {self.elapsed_s:.2f} s"
             f"<table><thead><tr><th></th><th>name</th><th>rows</th><th>path</th></tr></thead><tbody>{body}</tbody></table>"
         )
+
+
+def at(cluster: str | None, token_file: Any) -> tuple[str, str | None] | None:
+    """A cluster as the engine takes it."""
+    if cluster is None:
+        if token_file is not None:
+            raise ValueError("token_file= is the token of a cluster; say which with cluster=")
+        return None
+    return (cluster, None if token_file is None else os.fspath(token_file))
 
 
 def watch(

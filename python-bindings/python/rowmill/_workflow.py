@@ -11,7 +11,7 @@ from ._files import _file_options, _path, _paths
 from ._frame import DataFrame
 from ._interchange import frame_of
 from ._progress import Shown
-from ._runs import Run, run_of, watch
+from ._runs import Run, at, run_of, watch
 
 
 class Workflow:
@@ -197,9 +197,17 @@ class Workflow:
         """Checks it to its last column, without running it; gives the warnings. Raises with everything that is wrong."""
         return self._built().check(self._given(params, (), vars))
 
-    def explain(self, format: str = "text", params: Mapping[str, Any] | None = None, *, vars: Any = None) -> str:
-        """What it will do: `"text"`, `"mermaid"`, `"dot"` or `"json"`."""
-        return self._built().explain(self._given(params, (), vars), format)
+    def explain(
+        self,
+        format: str = "text",
+        params: Mapping[str, Any] | None = None,
+        *,
+        vars: Any = None,
+        cluster: str | None = None,
+        token_file: Any = None,
+    ) -> str:
+        """What it will do: `"text"`, `"mermaid"`, `"dot"` or `"json"`; with `cluster`, what of it would run there."""
+        return self._built().explain(self._given(params, (), vars), format, at(cluster, token_file))
 
     def run(
         self,
@@ -209,6 +217,8 @@ class Workflow:
         collect: Any = (),
         vars: Any = None,
         durable: bool | None = None,
+        cluster: str | None = None,
+        token_file: Any = None,
     ) -> Run:
         """Runs it to its end.
 
@@ -219,9 +229,13 @@ class Workflow:
         `durable` keeps a journal of what was done, in the folder `state.dir` (`.rowmill`): a run that was cut off, or
         stopped, goes on with :meth:`Run.resume`, from another process too, and no call is made again whose result is
         known; `Run.items` then says what became of each item. Where it is not given, the workflow's text decides.
+
+        `cluster` is the address of a cluster's scheduler (`"host:7780"`), or `"local"` for the one that
+        `rowmill cluster up` started: its executors do the work. The cluster's token is in `token_file`, or in the
+        variable `ROWMILL_CLUSTER_TOKEN`.
         """
         native = self._built()
-        given = self._given(params, collect, vars)
+        given, place = self._given(params, collect, vars), at(cluster, token_file)
         if durable or (durable is None and native.is_durable()):
             for name in self._lives_here():
                 raise ValueError(
@@ -229,12 +243,12 @@ class Workflow:
                     "it must find the function; put it into a module"
                 )
             return watch(
-                self.name, progress, self._base, lambda shown, started: native.run_durably(given, shown, started)
+                self.name, progress, self._base, lambda shown, started: native.run_durably(given, shown, started, place)
             )
         if durable is False and native.is_durable():
             raise ValueError("the workflow's text says `durable: true`; leave durable= out, or change the text")
         with Shown(self.name, progress) as function:
-            report = native.run(given, function)
+            report = native.run(given, function, place)
         for name, batches in report["collected"].items():
             if batches is None:
                 # No batch came, so nothing told the columns but the workflow itself.

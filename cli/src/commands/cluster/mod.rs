@@ -9,6 +9,7 @@ mod show;
 mod steps;
 mod top;
 
+use std::path::Path;
 use std::time::Duration;
 
 use rowmill::Diagnostics;
@@ -50,21 +51,28 @@ fn environment(code: &'static str, message: impl Into<String>, help: &str) -> Di
 
 /// A connection to the cluster that the arguments name; `None` where they name none.
 pub(crate) fn open(arguments: &ClusterArguments, settings: &Settings) -> Result<Option<Cluster>, Diagnostics> {
-    let Some(address) = &arguments.cluster else { return Ok(None) };
-    let (address, token) = match address.as_str() {
+    match &arguments.cluster {
+        None => Ok(None),
+        Some(address) => at(address, arguments.token_file.as_deref(), settings).map(Some),
+    }
+}
+
+/// A connection to the cluster of this address.
+pub(crate) fn at(address: &str, token_file: Option<&Path>, settings: &Settings) -> Result<Cluster, Diagnostics> {
+    let (address, token) = match address {
         LOCAL => {
             let record = processes::Record::read(&local::folder(None, settings))?.ok_or_else(|| {
                 usage("there is no cluster on this machine", "start one: `rowmill cluster up --executors cpu=2`")
             })?;
-            let file = arguments.token_file.clone().unwrap_or_else(|| record.token_file());
+            let file = token_file.map_or_else(|| record.token_file(), Path::to_owned);
             (record.address.clone(), token(Some(&file))?)
         }
-        other => (other.to_owned(), token(arguments.token_file.as_deref())?),
+        other => (other.to_owned(), token(token_file)?),
     };
     let help = "write --cluster HOST:PORT, or --cluster local for one that `rowmill cluster up` started";
     let schedulers = parse_address(&address).map_err(|error| usage(error.to_string(), help))?;
     let partitions = settings.config().execution.partitions.unwrap_or_else(|| settings.threads()).max(2);
-    connection(schedulers, token, partitions, settings).map(Some)
+    connection(schedulers, token, partitions, settings)
 }
 
 /// A connection to these schedulers.

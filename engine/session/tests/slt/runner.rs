@@ -100,10 +100,11 @@ pub(crate) fn files() -> Vec<PathBuf> {
     files
 }
 
-/// Runs one file; panics with what differs.
-pub(crate) async fn run(session: &Session, file: &Path) {
+/// Runs one file; panics with what differs. `place` is a label: `skipif cluster` leaves a record out there.
+pub(crate) async fn run(session: &Session, file: &Path, place: &str) {
     let mut runner =
         Runner::new(|| async { Ok(Workflows { session: session.clone(), declared: String::new(), base: folder() }) });
+    runner.add_label(place);
     // Where no batch came nothing tells the types.
     runner.with_column_validator(|actual, expected| actual.is_empty() || strict_column_validator(actual, expected));
     runner.run_file_async(file).await.unwrap_or_else(|error| panic!("{error}"));
