@@ -19,7 +19,7 @@ const CHAINS: &[&str] = &[
     "SELECT count(*) AS n FROM (SELECT arrow_cast(t.i8, 'Utf8') AS word, t.i8 FROM t) t JOIN u ON t.i8 = u.i8",
     "SELECT a.bool, sum(c.i64) AS s, count(*) AS n, sum(a.id) AS i FROM t a JOIN u b ON a.i8 = b.i8 JOIN u c ON b.i16 = c.i16 GROUP BY a.bool",
     "SELECT sum(c.i64) AS s, min(b.date) AS d FROM t a LEFT JOIN u b ON a.i32 = b.i32 LEFT JOIN u c ON b.i16 = c.i16",
-    "SELECT u.i8 + 1 AS k, sum(CASE WHEN t.bool THEN t.money END) AS s FROM t JOIN u ON t.i8 = u.i8 WHERE t.i64 < u.i64 OR u.bool GROUP BY u.i8 + 1",
+    "SELECT t.i8 + 1 AS k, sum(CASE WHEN t.bool THEN t.money END) AS s FROM t LEFT JOIN u ON t.i8 = u.i8 WHERE u.i64 IS NULL OR t.i64 < u.i64 GROUP BY t.i8 + 1",
 ];
 
 #[test]
@@ -54,6 +54,7 @@ fn other_rows_come_to_the_host() {
         let gpu = GpuContext::new(always());
         let context = session(700, 3, 4);
         for sql in [
+            "SELECT u.i8, sum(t.i64) AS s FROM t JOIN u ON t.i8 = u.i8 WHERE t.i64 < u.i64 OR u.bool GROUP BY u.i8",
             "SELECT u.i8, sum(t.i64) AS s FROM t JOIN u ON t.i8 = u.i8 WHERE arrow_cast(t.i16, 'Utf8') <> '7' GROUP BY u.i8",
             "SELECT t.id, u.i64 FROM t JOIN u ON t.i8 = u.i8 JOIN (SELECT DISTINCT i16 FROM u) v ON v.i16 = t.i16",
         ] {
