@@ -257,6 +257,8 @@ def test_a_file_that_changed_is_not_run(place):
 
 
 def test_a_rate_holds_in_workflows_and_stands_in_their_text(place):
+    import functions_of_durable
+
     flow = Workflow("paced").source("numbers", range=(0, 20)).step("xs", sql="select value as x from numbers where value <> 7")
     flow.step("called", functions_of_durable.double, effects="pure", rate_limit="2400/min", workers=2)
     flow.sink("out", "out.parquet")

@@ -193,8 +193,9 @@ def test_rows_that_nobody_asks_for_are_told_of(frame, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         lossy.collect_with_failures()
-        with pytest.raises(rowmill.RowmillWarning):
+        with pytest.raises(rowmill.StepError, match="put 3 rows aside") as caught:
             lossy.collect()
+        assert isinstance(caught.value.__cause__, rowmill.RowmillWarning)
 
 
 def test_each_step_has_letters_of_its_own(frame):

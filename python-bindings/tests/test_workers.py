@@ -211,7 +211,7 @@ def test_large_columns_cross_in_shared_memory_and_come_back_whole():
         return {"y": x + 1.0, "t": pc.utf8_upper(s)}
 
     table = pa.table({"x": np.arange(rows, dtype="float64"), "s": pa.array([f"w{n % 1000}" for n in range(rows)])})
-    step = rowmill.step(shifted, returns={"y": "float64", "t": "string"}, effects="pure", workers=2)
+    step = rowmill.step(shifted, returns={"y": "float64", "t": "string"}, effects="pure", workers=2, batch=65536)
     # All of the answers are held at once, and none of them is written over.
     got = rowmill.from_arrow(table).map(step).collect()
     assert got["y"].to_numpy().tolist() == list(range(1, rows + 1))

@@ -26,7 +26,7 @@ from ._functions import (
     schema_of,
     type_of,
 )
-from ._step_options import OPTIONS, cache_policy, max_errors, rate_per_s, size_bytes, whole_rate
+from ._step_options import OPTIONS, cache_policy, column_rows, max_errors, rate_per_s, size_bytes, whole_rate
 
 
 @overload
@@ -360,7 +360,8 @@ class Step:
         for name in reads:
             self._check(name, columns[name])
         native = _native.map_frame(
-            frame._native, self.name, self._adapter(reads), reads, self.schema, True, self._rows(), self._spec(reads),
+            frame._native, self.name, self._adapter(reads), reads, self.schema, True,
+            self._rows() or (column_rows(columns.values()) if self._kind == "batch" else None), self._spec(reads),
             self.resources,
         )  # fmt: skip
         return DataFrame(native)

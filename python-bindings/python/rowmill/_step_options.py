@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 OPTIONS = {
@@ -10,6 +10,22 @@ OPTIONS = {
     "timeout", "cache", "rate_limit", "resources",
 }  # fmt: skip
 _CACHE = {"tier", "key", "ttl", "max_size", "connection"}
+
+
+#: Bytes of a value, by the beginning of its type.
+_WIDTHS = {
+    "bool": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "float32": 4, "date": 4,
+    "int64": 8, "uint64": 8, "float64": 8, "timestamp": 8, "time": 8,
+}  # fmt: skip
+
+
+def column_rows(types: Iterable[str]) -> int | None:
+    """Rows that a function over columns is given where nothing is said: so many that calling it costs little beside its
+    work, where rows are of one size and so many of them stay small; None where that is not known."""
+    widths = [_WIDTHS.get(kind.partition("(")[0]) for kind in types]
+    if not widths or None in widths:
+        return None
+    return max(1 << 14, min(1 << 18, (4 << 20) // sum(width or 0 for width in widths)))
 
 
 def size_bytes(size: str | int | None) -> int | None:
