@@ -115,8 +115,8 @@ struct Serving {
     slots: Option<Arc<Semaphore>>,
     most: usize,
     running: JoinSet<Answer>,
-    /// Of the groups that run.
-    cancels: HashMap<u64, CancellationToken>,
+    /// Of the groups that run: no further item is begun; nothing goes on.
+    cancels: HashMap<u64, (CancellationToken, CancellationToken)>,
     out: Out,
 }
 
@@ -164,8 +164,10 @@ impl Serving {
             Ask::Groups(groups) => self.take(groups).await,
             Ask::Cancel(cancel) => {
                 for id in cancel.ids {
-                    if let Some(cancel) = self.cancels.get(&id) {
-                        cancel.cancel();
+                    let Some((stop, end)) = self.cancels.get(&id) else { continue };
+                    stop.cancel();
+                    if !cancel.begun_go_on {
+                        end.cancel();
                     }
                 }
                 Ok(())
@@ -202,14 +204,14 @@ impl Serving {
     }
 
     fn begin(&mut self, head: &GroupHead, columns: RecordBatch, ids: ItemIds) {
-        let cancel = self.calls.over.child_token();
-        self.cancels.insert(head.id, cancel.clone());
+        let (stop, cancel) = (self.calls.over.child_token(), self.calls.over.child_token());
+        self.cancels.insert(head.id, (stop.clone(), cancel.clone()));
         let batch = ItemBatch {
             columns,
             keys: ItemKeys::new(ids, Arc::clone(&self.keys)),
             attempt: head.attempt,
             deadline: head.time_us.map(|time| Instant::now() + Duration::from_micros(time)),
-            stop: cancel.clone(),
+            stop,
             cancel,
             place: None,
         };
@@ -266,19 +268,19 @@ fn ids_of(head: &GroupHead) -> Option<ItemIds> {
 /// One attempt: a slot where the class has them, a session, the step.
 async fn attempt_one(step: &InUse, slots: Option<Arc<Semaphore>>, batch: ItemBatch) -> Result<BatchReply, Failure> {
     let step = &step.step;
-    let cancel = batch.cancel.clone();
+    let stop = batch.stop.clone();
     let not_begun = || Failure::fixed(FailureCode::Cancelled, "the attempt was not begun").sent(Sent::Never);
     let _slot = match slots {
         None => None,
         Some(slots) => tokio::select! {
             biased;
-            () = cancel.cancelled() => return Err(not_begun()),
+            () = stop.cancelled() => return Err(not_begun()),
             slot = slots.acquire_owned() => slot.ok(),
         },
     };
     let mut session = tokio::select! {
         biased;
-        () = cancel.cancelled() => return Err(not_begun()),
+        () = stop.cancelled() => return Err(not_begun()),
         session = step.session() => session?,
     };
     let made = attempt(session.as_mut(), batch, &step.context, &step.shape, step.cardinality).await;

@@ -16,15 +16,15 @@ use rowmill_wire::calls::{
     Ask, CallsServer, Cancel, ClientMessage, ExecutorMessage, GroupHead, Groups, OpenStep, OutcomeMessage, Tell,
     attempts, pack, write_schema,
 };
-use rowmill_wire::handshake::{Handshake, Token};
+use rowmill_wire::handshake::{Handshake, Right, Token};
 use rowmill_wire::name::ExecutorName;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
 use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Streaming};
 
 use super::{BuildsSteps, BuiltStep, Calls, Taker};
@@ -124,15 +124,15 @@ async fn server(builder: Builder) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let service = CallsServer::new(Arc::new(Taker(Arc::clone(&calls))));
-    let router = tonic::transport::Server::builder().add_service(InterceptedService::new(service, handshake(TOKEN)));
+    let router = tonic::transport::Server::builder()
+        .add_service(InterceptedService::new(service, handshake(TOKEN).guard(Right::Submit)));
     let mut serving = JoinSet::new();
     serving.spawn(async move { router.serve_with_incoming(TcpIncoming::from(listener)).await.unwrap() });
     Server { calls, address, _serving: serving }
 }
 
 async fn channel(server: &Server, handshake: Handshake) -> Channel {
-    let endpoint = Endpoint::from_shared(format!("http://{}", server.address)).unwrap();
-    handshake.endpoint(endpoint).unwrap().connect().await.unwrap()
+    handshake.connect(&server.address, |endpoint| endpoint).await.unwrap()
 }
 
 fn open(class: &str) -> OpenStep {
@@ -234,7 +234,10 @@ async fn every_group_is_answered_once_and_steps_stay_warm() {
             (failure.code(), failure.how_far(), failure.is_lost()),
             (FailureCode::Rejected, Sent::Answered, false)
         );
-        client.asks.send(Ask::Cancel(Cancel { ids: vec![3, 99] }).into()).unwrap();
+        // It was begun, so it goes on when its run stops, until it is cancelled.
+        client.asks.send(Ask::Cancel(Cancel { ids: vec![3], begun_go_on: true }).into()).unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(100), client.outcomes(1)).await.is_err());
+        client.asks.send(Ask::Cancel(Cancel { ids: vec![3, 99], begun_go_on: false }).into()).unwrap();
         let cancelled = client.outcomes(1).await.remove(0).failure.unwrap().into_failure(&Redactor::new());
         assert_eq!((cancelled.code(), cancelled.how_far()), (FailureCode::Cancelled, Sent::Maybe));
     }

@@ -72,6 +72,8 @@ struct Outgoing {
 enum Out {
     Group(Box<Outgoing>),
     Cancel(u64),
+    /// What is under way in the group goes on.
+    Stop(u64),
 }
 
 /// A group without an answer.
@@ -130,6 +132,11 @@ impl Link {
     /// Says that nobody waits for a group any more; it is answered all the same.
     pub(super) fn cancel(&self, id: u64) {
         let _ended = self.outbox.send(Out::Cancel(id));
+    }
+
+    /// Says that no further item of a group is to be begun.
+    pub(super) fn stop(&self, id: u64) {
+        let _ended = self.outbox.send(Out::Stop(id));
     }
 
     fn answer(&self, id: u64, result: Result<BatchReply, Failure>) {
@@ -318,7 +325,7 @@ async fn send_all(
             }
         };
         let Some(first) = first else { return "nobody uses it".to_owned() };
-        let (mut groups, mut cancelled, mut bytes) = (Vec::new(), Vec::new(), 0);
+        let (mut groups, mut cancelled, mut stopped, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), 0);
         let mut take = |out, groups: &mut Vec<Outgoing>| match out {
             Out::Group(group) => {
                 bytes += group.bytes;
@@ -327,6 +334,10 @@ async fn send_all(
             }
             Out::Cancel(id) => {
                 cancelled.push(id);
+                true
+            }
+            Out::Stop(id) => {
+                stopped.push(id);
                 true
             }
         };
@@ -344,8 +355,10 @@ async fn send_all(
                 return "the stream broke".to_owned();
             }
         }
-        if !cancelled.is_empty() && asks.send(Ask::Cancel(Cancel { ids: cancelled }).into()).await.is_err() {
-            return "the stream broke".to_owned();
+        for (ids, begun_go_on) in [(stopped, true), (cancelled, false)] {
+            if !ids.is_empty() && asks.send(Ask::Cancel(Cancel { ids, begun_go_on }).into()).await.is_err() {
+                return "the stream broke".to_owned();
+            }
         }
     }
 }

@@ -157,12 +157,19 @@ impl StepSession for RemoteSession {
         let (id, mut answer) = link.submit(&batch, ticket)?;
         // Whoever drops this future does not wait any more, and the executor need not go on.
         let mut waiting = Waiting { link: &link, id: Some(id) };
-        let answered = tokio::select! {
-            biased;
-            answered = &mut answer => answered,
-            () = batch.cancel.cancelled() => {
-                link.cancel(id);
-                answer.await
+        let mut stopped = false;
+        let answered = loop {
+            tokio::select! {
+                biased;
+                answered = &mut answer => break answered,
+                () = batch.cancel.cancelled() => {
+                    link.cancel(id);
+                    break answer.await;
+                }
+                () = batch.stop.cancelled(), if !stopped => {
+                    stopped = true;
+                    link.stop(id);
+                }
             }
         };
         waiting.id = None;

@@ -112,12 +112,15 @@ pub struct Groups {
     pub rows: Vec<u8>,
 }
 
-/// Groups that nobody waits for any more.
+/// Groups that nobody waits for any more, or whose run stops.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct Cancel {
     /// Their numbers.
     #[prost(uint64, repeated, tag = "1")]
     pub ids: Vec<u64>,
+    /// Whether items that are under way go on, and only no further ones are begun.
+    #[prost(bool, tag = "2")]
+    pub begun_go_on: bool,
 }
 
 /// What a client says.
