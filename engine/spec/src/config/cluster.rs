@@ -278,7 +278,8 @@ mod tests {
         let data = Quota { memory_bytes: Some(2_000_000_000), weight: 3, ..Quota::default() };
         assert_eq!(config.cluster.quotas["acme/data"], data);
         assert_eq!(config.cluster.quotas["*/*"].gpu_milli, Some(500));
-        let shown: Vec<&str> = config.show().map(|shown| shown.key).filter(|key| key.contains("batch")).collect();
+        let shown: Vec<&str> =
+            config.show().map(|shown| shown.key).filter(|key| key.contains("queues.batch")).collect();
         assert_eq!(shown.len(), 4, "{shown:?}");
     }
 

@@ -71,7 +71,8 @@ fn every_setting_has_an_effect_from_every_layer() {
                 && config.cache == defaults.cache
                 && config.python == defaults.python
                 && config.gpu == defaults.gpu
-                && config.model == defaults.model;
+                && config.model == defaults.model
+                && config.cluster == defaults.cluster;
             assert!(!same, "{} changes nothing", setting.key);
         }
     }
