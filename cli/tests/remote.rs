@@ -372,5 +372,5 @@ fn strangers_and_classes_that_nobody_serves_are_told_so() {
     scheduler.wait().unwrap();
     unserved.fails(75, &["RM0707", "step `called`", "class io", "2 s"]);
     stranger.fails(75, &["RM0708", "the cluster token is missing or wrong"]);
-    assert!(service.seen().is_empty() && !space.path("out").exists());
+    assert!(service.seen().is_empty() && !space.path("out/rows.csv").exists());
 }
