@@ -329,7 +329,7 @@ fn an_executor_that_lacks_what_a_step_needs_is_named_and_secrets_stay_where_they
     let done = cluster.rowmill(&[&run[..], &["--durable", "--option", "log.level=trace"]].concat());
     assert_eq!(done.code, 3, "{}{}", done.out, done.err);
     assert!(!done.out.contains(SECRET) && !done.err.contains(SECRET));
-    assert!(service.seen().iter().any(|line| line.contains(&format!("Bearer {SECRET}"))));
+    assert!(service.shown().iter().any(|line| line.contains(&format!("Bearer {SECRET}"))));
     let items = cluster.rowmill(&["items", "last", "--status", "dead_lettered", "--format", "csv"]).ok();
     assert!(items.out.contains("no item for") && !items.out.contains(SECRET), "{}", items.out);
     // Nothing that a run keeps holds it.

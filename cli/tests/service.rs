@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 pub(crate) struct Service {
     port: u16,
     seen: Arc<Mutex<Vec<String>>>,
+    shown: Arc<Mutex<Vec<String>>>,
 }
 
 impl Service {
@@ -18,18 +19,25 @@ impl Service {
         let port = listener.local_addr().unwrap().port();
         let seen: Arc<Mutex<Vec<String>>> = Arc::default();
         let asked: Arc<Mutex<HashMap<String, usize>>> = Arc::default();
-        let (log, answer) = (Arc::clone(&seen), Arc::new(answer));
+        let shown: Arc<Mutex<Vec<String>>> = Arc::default();
+        let (log, credentials, answer) = (Arc::clone(&seen), Arc::clone(&shown), Arc::new(answer));
         std::thread::spawn(move || {
             for connection in listener.incoming().flatten() {
                 let (log, asked, answer) = (Arc::clone(&log), Arc::clone(&asked), Arc::clone(&answer));
-                std::thread::spawn(move || serve(connection, &log, &asked, answer.as_ref()));
+                let credentials = Arc::clone(&credentials);
+                std::thread::spawn(move || serve(connection, &log, &credentials, &asked, answer.as_ref()));
             }
         });
-        Service { port, seen }
+        Service { port, seen, shown }
     }
 
     pub(crate) fn seen(&self) -> Vec<String> {
         self.seen.lock().unwrap().clone()
+    }
+
+    /// Credentials that were shown.
+    pub(crate) fn shown(&self) -> Vec<String> {
+        self.shown.lock().unwrap().clone()
     }
 
     pub(crate) fn configuration(&self, more: &str) -> String {
@@ -40,6 +48,7 @@ impl Service {
 fn serve(
     connection: TcpStream,
     log: &Mutex<Vec<String>>,
+    credentials: &Mutex<Vec<String>>,
     asked: &Mutex<HashMap<String, usize>>,
     answer: &(dyn Fn(&str, usize) -> (u16, String) + Send + Sync),
 ) {
@@ -59,9 +68,8 @@ fn serve(
             if header.trim().is_empty() {
                 break;
             }
-            // Who shows credentials is remembered with them.
             if header.to_lowercase().starts_with("authorization:") {
-                log.lock().unwrap().push(header.trim().to_owned());
+                credentials.lock().unwrap().push(header.trim().to_owned());
             }
             if let Some(value) = header.to_lowercase().strip_prefix("content-length:") {
                 length = value.trim().parse().unwrap();
