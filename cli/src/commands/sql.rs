@@ -75,11 +75,8 @@ pub(super) async fn execute(context: &Context, text: &str, format: RowFormat, se
 /// Says of a table that is not there what could have been meant.
 fn explained(mut reports: Diagnostics) -> Diagnostics {
     for report in &mut reports.reports {
-        let missing =
-            report.message.split_once("table 'datafusion.public.").and_then(|(_, rest)| rest.split_once("' not found"));
-        let Some((name, _)) = missing else { continue };
-        let name = name.to_owned();
-        report.message = format!("there is no table `{name}`");
+        let missing = report.message.strip_prefix("there is no table `").and_then(|rest| rest.strip_suffix('`'));
+        let Some(name) = missing.map(str::to_owned) else { continue };
         report.help.extend(file_like(&name).map(|file| format!("did you mean the file '{file}'?")));
         report.help.push("a file is a table by its quoted path, such as FROM 'orders.csv'".to_owned());
     }

@@ -269,6 +269,12 @@ fn operator_is_supported(node: &Arc<dyn ExecutionPlan>) -> bool {
         // Others are dropped on the way, and with them the number of partitions.
         return matches!(exchange.partitioning(), Partitioning::Hash(..));
     }
+    // Ballista changes the sides of joins when it knows how large they are, and with them the order of the rows: a join
+    // whose order somebody relies on stays here.
+    if matches!(node.name(), "HashJoinExec" | "NestedLoopJoinExec" | "CrossJoinExec") && node.output_ordering().is_some()
+    {
+        return false;
+    }
     if let Some(join) = node.downcast_ref::<NestedLoopJoinExec>() {
         // Which rows of the left side found no partner is known to a process that saw all of the right side.
         let right_alone = matches!(
