@@ -18,10 +18,12 @@ use datafusion::datasource::source::DataSourceExec;
 use datafusion::execution::TaskContext;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::{Column, DynamicFilterPhysicalExpr};
+use datafusion::physical_expr::window::WindowExpr;
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::joins::NestedLoopJoinExec;
 use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
+use datafusion::physical_plan::windows::{BoundedWindowAggExec, WindowAggExec};
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties as _, Partitioning, displayable};
 use datafusion_proto::physical_plan::AsExecutionPlan;
 use datafusion_proto::protobuf::PhysicalPlanNode;
@@ -271,9 +273,18 @@ fn operator_is_supported(node: &Arc<dyn ExecutionPlan>) -> bool {
     }
     // Ballista changes the sides of joins when it knows how large they are, and with them the order of the rows: a join
     // whose order somebody relies on stays here.
-    if matches!(node.name(), "HashJoinExec" | "NestedLoopJoinExec" | "CrossJoinExec") && node.output_ordering().is_some()
+    if matches!(node.name(), "HashJoinExec" | "NestedLoopJoinExec" | "CrossJoinExec")
+        && node.output_ordering().is_some()
     {
         return false;
+    }
+    // What a window's function leaves out (`FILTER`) is not sent; its name tells of it.
+    let filters = |function: &Arc<dyn WindowExpr>| function.name().contains(" FILTER (");
+    if let Some(window) = node.downcast_ref::<WindowAggExec>() {
+        return !window.window_expr().iter().any(filters);
+    }
+    if let Some(window) = node.downcast_ref::<BoundedWindowAggExec>() {
+        return !window.window_expr().iter().any(filters);
     }
     if let Some(join) = node.downcast_ref::<NestedLoopJoinExec>() {
         // Which rows of the left side found no partner is known to a process that saw all of the right side.
