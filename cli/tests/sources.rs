@@ -196,3 +196,48 @@ fn compression_is_obeyed_whatever_the_name() {
     scratch.run(&sink("path: out.csv.gz")).ok();
     assert_eq!(scratch.sql("SELECT * FROM 'out.csv.gz'").rows(), ["1"]);
 }
+
+#[test]
+fn nan_is_no_constant_and_is_never_passed_over() {
+    let scratch = Scratch::new();
+    // Five and five are the bounds of the one file, four and five of the other.
+    scratch.write("same.csv", "k,f\n1,5\n2,NaN\n3,5\n");
+    scratch.write("range.csv", "k,f\n1,4\n2,NaN\n3,5\n");
+    for name in ["same", "range"] {
+        scratch
+            .run(&format!("rowmill: 1\nname: w\nsources:\n  t: {{path: {name}.csv, schema: {{k: int64, f: float64}}}}\nsteps:\n  s: {{sql: \"SELECT k, f FROM t ORDER BY k\"}}\nsinks:\n  out: {{from: s, path: {name}.parquet}}\n"))
+            .ok();
+    }
+    scratch.run(&copy("path: same.parquet")).ok();
+    assert_eq!(out(&scratch), "k,f\n1,5.0\n2,NaN\n3,5.0\n");
+    assert_eq!(scratch.sql("SELECT k, f FROM 'same.parquet' ORDER BY k").rows(), ["1,5.0", "2,NaN", "3,5.0"]);
+    let step = |sql: &str| {
+        scratch
+            .run(&format!("rowmill: 1\nname: r\nsources:\n  t: {{path: range.parquet}}\nsteps:\n  s: {{sql: \"{sql}\"}}\nsinks:\n  out: {{from: s, path: out.csv}}\n"))
+            .ok();
+        let rows = out(&scratch);
+        // The same of a file by its name.
+        let named = scratch.sql(&sql.replace("FROM t", "FROM 'range.parquet'"));
+        assert_eq!(named.out, rows, "{sql}");
+        rows
+    };
+    assert_eq!(step("SELECT k FROM t WHERE f > 6"), "k\n2\n");
+    assert_eq!(step("SELECT k FROM t WHERE f = 'NaN'"), "k\n2\n");
+    assert_eq!(step("SELECT k FROM t WHERE k = 2 AND f <> 4"), "k\n2\n");
+    assert_eq!(step("SELECT max(f) AS m FROM t"), "m\nNaN\n");
+    assert_eq!(step("SELECT k FROM t ORDER BY f DESC LIMIT 1"), "k\n2\n");
+    // With groups as without, wherever among the rows it stands.
+    assert_eq!(step("SELECT k > 0 AS g, max(f) AS m, min(f) AS n FROM t GROUP BY 1"), "g,m,n\ntrue,NaN,4.0\n");
+    assert_eq!(
+        step(
+            "SELECT g, max(x) AS m, min(x) AS n FROM (VALUES (1, 'NaN'::double), (1, 2.0), (2, 1.0), (2, 'NaN'::double), (3, NULL)) AS v(g, x) GROUP BY g ORDER BY g"
+        ),
+        "g,m,n\n1,NaN,2.0\n2,NaN,1.0\n3,,\n"
+    );
+    // What is asked of other columns still spares reading: the scan says what it passes over by.
+    let plan = scratch
+        .rowmill(&["sql", "EXPLAIN SELECT k FROM 'range.parquet' WHERE k = 2 AND f > 6", "--format", "csv"])
+        .ok();
+    assert!(plan.out.contains("pruning_predicate=k_null_count"), "{}", plan.out);
+    assert!(!plan.out.contains("f_max"), "{}", plan.out);
+}

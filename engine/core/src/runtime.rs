@@ -18,12 +18,16 @@ use datafusion::functions::datetime::to_timestamp::{
 };
 use datafusion::logical_expr::ScalarUDF;
 use datafusion::optimizer::Optimizer;
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::prelude::SessionConfig;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::calls::{Host, RunScope};
 use crate::elsewhere::Elsewhere;
+use crate::plan::extremes::extremes;
+use crate::plan::float_bounds::FloatBounds;
 use crate::plan::placement::ClassPlanners;
 use crate::plan::planner::StepPlanner;
 use crate::sources::local_files::LocalFiles;
@@ -165,6 +169,10 @@ impl Engine {
                     .collect(),
             )
             .with_query_planner(Arc::new(StepPlanner));
+        let mut physical: Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> = vec![Arc::new(FloatBounds::Forget)];
+        physical.extend(PhysicalOptimizer::default().rules);
+        physical.push(Arc::new(FloatBounds::Unprune));
+        builder = builder.with_physical_optimizer_rules(physical);
         if !rules.is_empty() {
             rules.extend(Optimizer::default().rules);
             builder = builder.with_optimizer_rules(rules);
@@ -182,6 +190,11 @@ impl Engine {
         for function in instants {
             if let Err(error) = state.register_udf(Arc::new(function)) {
                 tracing::error!("a function of time is not as it should be: {}", error.strip_backtrace());
+            }
+        }
+        for function in extremes() {
+            if let Err(error) = state.register_udaf(function) {
+                tracing::error!("an aggregate is not as it should be: {}", error.strip_backtrace());
             }
         }
         for function in &self.options.functions {

@@ -2,6 +2,8 @@
 
 pub mod dead_letters;
 pub mod edge;
+pub(crate) mod extremes;
+pub(crate) mod float_bounds;
 pub mod guarded;
 pub mod kept;
 pub mod meter;
