@@ -198,3 +198,31 @@ fn arrow_files_take_the_compression_that_is_asked_for() {
     assert!(sizes[0] > sizes[1] && sizes[1] > sizes[2], "{sizes:?}");
     scratch.run("rowmill: 1\nname: c\nsteps:\n  s: {sql: SELECT 1 AS one}\nsinks:\n  o: {from: s, path: o.arrow, compression: gzip}\n").fails(1, &["RM0", "gzip"]);
 }
+
+#[test]
+fn times_without_a_text_are_errors_and_no_values() {
+    let scratch = Scratch::new();
+    let flow = |path: &str, value: &str| {
+        format!(
+            "rowmill: 1\nname: t\nsources:\n  n: {{range: {{end: 2}}}}\nsteps:\n  s: {{sql: \"SELECT value, {value} AS t FROM n\"}}\nsinks:\n  out: {{from: s, path: {path}}}\n"
+        )
+    };
+    for value in [
+        "arrow_cast(9223372036854775807 - value, 'Timestamp(Microsecond, None)')",
+        "arrow_cast(2147483647 - value, 'Date32')",
+        "make_array(arrow_cast(9223372036854775807 - value, 'Timestamp(Second, Some(+01:00))'))",
+    ] {
+        let value = value.replace("Some(+01:00)", "Some(\\\"+01:00\\\")");
+        scratch.run(&flow("out.json", &value)).fails(1, &["RM0601", "column `t`"]);
+        scratch.run(&flow("d/", &value).replace("path: d/", "path: d/, format: json")).fails(1, &["RM0601"]);
+        assert_eq!(scratch.names("."), ["flow.yaml"], "{value}");
+        let query = format!("SELECT {} AS t", value.replace("value", "1").replace("\\\"", "\""));
+        for format in ["table", "json"] {
+            let answer = scratch.rowmill(&["sql", &query, "--format", format]);
+            answer.fails(1, &["RM0601"]);
+        }
+    }
+    scratch.run(&flow("out.json", "arrow_cast(value, 'Timestamp(Microsecond, None)')")).ok();
+    let text = std::fs::read_to_string(scratch.path("out.json")).unwrap();
+    assert_eq!(text.lines().next(), Some("{\"value\":0,\"t\":\"1970-01-01T00:00:00\"}"));
+}

@@ -164,7 +164,10 @@ impl Printer {
     fn print(&mut self, batch: &RecordBatch) -> Result<(), rowmill::SqlError> {
         match self {
             Printer::Csv(writer) => writer.write(batch)?,
-            Printer::Json(writer) => writer.write(batch)?,
+            Printer::Json(writer) => {
+                rowmill::check_printable(batch)?;
+                writer.write(batch)?;
+            }
             Printer::Table => {}
         }
         Ok(())

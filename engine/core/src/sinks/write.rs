@@ -17,6 +17,7 @@ use rowmill_spec::{Compression, Format};
 
 use super::arrow_format::IpcFormatFactory;
 use super::csv_text::as_fields;
+use super::printable::printable;
 use super::publish::StagedSink;
 use super::target::SinkTarget;
 use crate::sources::files::HIVE_NULL;
@@ -62,7 +63,8 @@ impl SinkTarget {
     fn as_written(&self, rows: LogicalPlan) -> Result<LogicalPlan> {
         match self.format {
             Format::Csv => as_fields(rows, &self.csv, &self.partition_by),
-            Format::Parquet | Format::Json | Format::Arrow => Ok(rows),
+            Format::Json => printable(rows),
+            Format::Parquet | Format::Arrow => Ok(rows),
         }
     }
 
