@@ -241,3 +241,12 @@ fn nan_is_no_constant_and_is_never_passed_over() {
     assert!(plan.out.contains("pruning_predicate=k_null_count"), "{}", plan.out);
     assert!(!plan.out.contains("f_max"), "{}", plan.out);
 }
+
+#[test]
+fn files_without_columns_are_refused() {
+    let scratch = Scratch::new();
+    scratch.write("a.json", "{}\n{}\n");
+    scratch.run(&copy("path: a.json")).fails(1, &["RM0505", "a.json", "no columns", "schema:"]);
+    scratch.run(&copy("path: a.json, schema: {x: int64}")).ok();
+    assert_eq!(out(&scratch), "x\n\"\"\n\"\"\n");
+}

@@ -198,6 +198,12 @@ impl Opener<'_> {
 
         let schemas = self.schemas(&found, format, compression, &reader).await?;
         let table_schema = self.table_schema(&found, &schemas, format)?;
+        if table_schema.fields().is_empty() && (format == Format::Json || self.source.partitions.is_empty()) {
+            let first = found.first().map(Found::name).unwrap_or_default();
+            return Err(self.error("RM0505", format!("`{first}` has no columns")).fault(Fault::Data).help(
+                "rows without a column cannot be counted on the way; name its columns: `schema: {name: type, ...}`",
+            ));
+        }
         let partition_columns: Vec<FieldRef> = self
             .source
             .partitions
