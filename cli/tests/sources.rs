@@ -250,3 +250,20 @@ fn files_without_columns_are_refused() {
     scratch.run(&copy("path: a.json, schema: {x: int64}")).ok();
     assert_eq!(out(&scratch), "x\n\"\"\n\"\"\n");
 }
+
+#[test]
+fn byte_order_marks_are_no_part_of_a_text() {
+    let scratch = Scratch::new();
+    scratch.write("a.json", b"\xef\xbb\xbf{\"id\":1}\n{\"id\":2}\r\n");
+    scratch.write("a.csv", b"\xef\xbb\xbfid\r\n1\r\n2\r\n");
+    for name in ["a.json", "a.csv"] {
+        scratch.run(&copy(&format!("path: {name}"))).ok();
+        assert_eq!(out(&scratch), "id\n1\n2\n", "{name}");
+        assert_eq!(scratch.sql(&format!("SELECT id FROM '{name}' ORDER BY 1")).rows(), ["1", "2"], "{name}");
+    }
+    scratch.write("flow.sql", b"\xef\xbb\xbfCREATE VIEW q AS SELECT 1 AS n;\r\nCOPY q TO 'out.csv';\r\n");
+    scratch.rowmill(&["run", "flow.sql"]).ok();
+    assert_eq!(out(&scratch), "n\n1\n");
+    scratch.write("q.sql", b"\xef\xbb\xbfSELECT 7 AS n");
+    assert_eq!(scratch.rowmill(&["sql", "-f", "q.sql", "--format", "csv"]).ok().out, "n\n7\n");
+}

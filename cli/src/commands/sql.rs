@@ -47,7 +47,8 @@ pub(crate) async fn sql(
                 eprintln!("error: cannot read standard input: {error}");
                 return exit::ENVIRONMENT;
             }
-            text
+            // As a file may begin.
+            text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text)
         }
     };
     match execute(&context, &text, format, settings).await {
