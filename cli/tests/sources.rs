@@ -252,6 +252,28 @@ fn files_without_columns_are_refused() {
 }
 
 #[test]
+fn damaged_parquet_is_told_with_its_name() {
+    let scratch = Scratch::new();
+    scratch
+        .run(
+            "rowmill: 1\nname: p\nsteps:\n  s: {sql: SELECT 1 AS one}\nsinks:\n  out: {from: s, path: whole.parquet}\n",
+        )
+        .ok();
+    let whole = std::fs::read(scratch.path("whole.parquet")).unwrap();
+    scratch.write("long.parquet", [b"PAR1".as_slice(), &[b'x'; 100], b"PAR1"].concat());
+    scratch.write("cut.parquet", &whole[..whole.len() - 20]);
+    scratch.write("short.parquet", "PAR1PAR1");
+    let mut twisted = whole.clone();
+    let tail = twisted.len() - 8;
+    twisted[tail..tail + 4].copy_from_slice(&7_u32.to_le_bytes());
+    scratch.write("twisted.parquet", twisted);
+    for name in ["long.parquet", "cut.parquet", "short.parquet", "twisted.parquet"] {
+        scratch.run(&copy(&format!("path: {name}"))).fails(1, &["RM0505", name]);
+        scratch.rowmill(&["sql", &format!("SELECT * FROM '{name}'")]).fails(1, &["RM0505", name]);
+    }
+}
+
+#[test]
 fn byte_order_marks_are_no_part_of_a_text() {
     let scratch = Scratch::new();
     scratch.write("a.json", b"\xef\xbb\xbf{\"id\":1}\n{\"id\":2}\r\n");
@@ -266,4 +288,24 @@ fn byte_order_marks_are_no_part_of_a_text() {
     assert_eq!(out(&scratch), "n\n1\n");
     scratch.write("q.sql", b"\xef\xbb\xbfSELECT 7 AS n");
     assert_eq!(scratch.rowmill(&["sql", "-f", "q.sql", "--format", "csv"]).ok().out, "n\n7\n");
+}
+
+#[test]
+fn files_by_their_names_are_read_as_sources_are() {
+    let scratch = Scratch::new();
+    scratch.write("g/a.csv", "a,b\n1,2\n");
+    scratch.write("g/_x.csv", "junk\n");
+    scratch.write("g/.h.csv", "junk\n");
+    scratch.write("s/[x].csv", "a\n2\n");
+    scratch.write("p/y=2013/a.csv", "v\n1\n");
+    scratch.write("p/y=2014/a.csv", "v\n2\n");
+    scratch.write("twice.csv", "a,a\n1,2\n");
+    scratch.write("odd.csv.gz", "plain\n");
+    assert_eq!(scratch.sql("SELECT * FROM 'g/'").out, "a,b\n1,2\n");
+    assert_eq!(scratch.sql("SELECT * FROM 's/[x].csv'").out, "a\n2\n");
+    assert_eq!(scratch.sql("SELECT v, y FROM 'p/' ORDER BY v").out, "v,y\n1,2013\n2,2014\n");
+    assert_eq!(scratch.sql("SELECT count(*) AS n FROM 'p/*/*.csv'").out, "n\n2\n");
+    scratch.rowmill(&["sql", "SELECT * FROM 'twice.csv'"]).fails(1, &["RM0505", "two columns named `a`"]);
+    scratch.rowmill(&["sql", "SELECT * FROM 'odd.csv.gz'"]).fails(1, &["RM0505", "odd.csv.gz"]);
+    scratch.rowmill(&["sql", "SELECT * FROM nothing"]).fails(1, &["there is no table `nothing`"]);
 }
