@@ -226,3 +226,44 @@ fn times_without_a_text_are_errors_and_no_values() {
     let text = std::fs::read_to_string(scratch.path("out.json")).unwrap();
     assert_eq!(text.lines().next(), Some("{\"value\":0,\"t\":\"1970-01-01T00:00:00\"}"));
 }
+
+/// Runs `flow.yaml` with this text and a memory of 200 MB; gives the most memory that the process had, in bytes.
+fn peak_bytes(scratch: &Scratch, text: &str) -> u64 {
+    scratch.write("flow.yaml", text);
+    let mut command = scratch.command();
+    let silent = std::process::Stdio::null;
+    let mut child =
+        command.args(["run", "flow.yaml", "--memory", "200MB", "--threads", "2"]).stdout(silent()).spawn().unwrap();
+    let mut peak = 0;
+    loop {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        let most = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))
+            .and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        peak = peak.max(most.unwrap_or(0) << 10);
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success(), "{text}");
+            return peak;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn wide_rows_take_no_more_memory_than_others() {
+    let scratch = Scratch::new();
+    let step = |source: &str, sql: &str| {
+        format!(
+            "rowmill: 1\nname: w\nsources:\n  t: {{{source}}}\nsteps:\n  s: {{sql: \"{sql}\"}}\nsinks:\n  out: {{from: s, path: out.parquet}}\n"
+        )
+    };
+    // Made long by an expression, without a word of it in the source.
+    let long = "repeat(md5(value::varchar), 2500)";
+    let peak = peak_bytes(&scratch, &step("range: {end: 12000}", &format!("SELECT value, {long} AS doc FROM t")));
+    assert!(peak < 700 << 20, "made: {} MB", peak >> 20);
+    assert_eq!(
+        scratch.sql("SELECT count(*) AS n, sum(length(doc)) AS l FROM 'out.parquet'").rows(),
+        ["12000,960000000"]
+    );
+}

@@ -30,6 +30,7 @@ use crate::plan::extremes::extremes;
 use crate::plan::float_bounds::FloatBounds;
 use crate::plan::placement::ClassPlanners;
 use crate::plan::planner::StepPlanner;
+use crate::plan::wide_rows::WideRows;
 use crate::sources::local_files::LocalFiles;
 use crate::sources::stores::StoreOptions;
 
@@ -172,6 +173,10 @@ impl Engine {
         let mut physical: Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> = vec![Arc::new(FloatBounds::Forget)];
         physical.extend(PhysicalOptimizer::default().rules);
         physical.push(Arc::new(FloatBounds::Unprune));
+        // What a cluster takes is known by its operators.
+        if elsewhere.is_none() {
+            physical.push(Arc::new(WideRows));
+        }
         builder = builder.with_physical_optimizer_rules(physical);
         if !rules.is_empty() {
             rules.extend(Optimizer::default().rules);

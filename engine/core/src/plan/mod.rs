@@ -12,3 +12,4 @@ pub mod planner;
 pub mod range;
 pub mod spool;
 pub mod streamed;
+pub(crate) mod wide_rows;

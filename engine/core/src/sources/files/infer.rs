@@ -132,7 +132,7 @@ impl Opener<'_> {
         Ok(Arc::new(schema))
     }
 
-    fn cannot_infer(&self, file: &Found, format: Format, error: &DataFusionError) -> Diagnostic {
+    pub(super) fn cannot_infer(&self, file: &Found, format: Format, error: &DataFusionError) -> Diagnostic {
         let root = error.find_root();
         let environment = matches!(root, DataFusionError::ObjectStore(_) | DataFusionError::IoError(_));
         let reason = root.strip_backtrace();
