@@ -251,6 +251,24 @@ fn peak_bytes(scratch: &Scratch, text: &str) -> u64 {
 }
 
 #[test]
+fn many_folders_are_written_with_few_open_files() {
+    let scratch = Scratch::new();
+    let peak = peak_bytes(
+        &scratch,
+        "rowmill: 1\nname: p\nsources:\n  n: {range: {end: 30000}}\nsteps:\n  s: {sql: \"SELECT value AS v, value % 1500 AS k FROM n ORDER BY v\"}\nsinks:\n  out: {from: s, path: d/, partition_by: [k]}\n",
+    );
+    assert!(peak < 500 << 20, "{} MB", peak >> 20);
+    assert_eq!(scratch.names("d").len(), 1_502);
+    assert_eq!(scratch.names("d/k=7"), ["part-00000.parquet"]);
+    // What came first stands first.
+    let rows = scratch.sql("SELECT v FROM 'd/k=7/'");
+    let expected: Vec<String> = (0..20).map(|at| (at * 1500 + 7).to_string()).collect();
+    assert_eq!(rows.rows(), expected);
+    let all = scratch.sql("SELECT count(*) AS n, sum(v) AS s, count(DISTINCT k) AS k FROM 'd/'");
+    assert_eq!(all.rows(), ["30000,449985000,1500"]);
+}
+
+#[test]
 fn wide_rows_take_no_more_memory_than_others() {
     let scratch = Scratch::new();
     let step = |source: &str, sql: &str| {

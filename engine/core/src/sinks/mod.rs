@@ -10,6 +10,7 @@
 
 mod arrow_format;
 mod csv_text;
+mod folders;
 pub mod manifest;
 mod printable;
 pub mod publish;
