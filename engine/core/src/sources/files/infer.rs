@@ -84,7 +84,8 @@ impl Opener<'_> {
             .map_err(|error| self.unreadable(file, &error.to_string()).fault(Fault::Environment))?;
         let (length, magic) = tail.split_at(tail.len().min(4));
         if magic != b"PAR1" && magic != b"PARE" {
-            return Err(broken("it does not end as a parquet file does")
+            return Err(self
+                .unreadable(file, "it does not end as a parquet file does")
                 .help("is it really a parquet file? `format:` says what it is where its name does not"));
         }
         let length = length.iter().rev().fold(0_u64, |length, byte| length << 8 | u64::from(*byte));
