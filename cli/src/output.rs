@@ -80,6 +80,8 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
 
 /// Rows as a table with lines; what is absent is told from empty text.
 pub(crate) fn rows(batches: &[RecordBatch]) -> Result<String, ArrowError> {
+    // A time that no calendar holds is an error, and not the text of one in the table.
+    batches.iter().try_for_each(rowmill::check_printable)?;
     let options = FormatOptions::default().with_null("NULL");
     Ok(pretty_format_batches_with_options(batches, &options)?.to_string())
 }

@@ -198,3 +198,90 @@ fn arrow_files_take_the_compression_that_is_asked_for() {
     assert!(sizes[0] > sizes[1] && sizes[1] > sizes[2], "{sizes:?}");
     scratch.run("rowmill: 1\nname: c\nsteps:\n  s: {sql: SELECT 1 AS one}\nsinks:\n  o: {from: s, path: o.arrow, compression: gzip}\n").fails(1, &["RM0", "gzip"]);
 }
+
+#[test]
+fn times_without_a_text_are_errors_and_no_values() {
+    let scratch = Scratch::new();
+    let flow = |path: &str, value: &str| {
+        format!(
+            "rowmill: 1\nname: t\nsources:\n  n: {{range: {{end: 2}}}}\nsteps:\n  s: {{sql: \"SELECT value, {value} AS t FROM n\"}}\nsinks:\n  out: {{from: s, path: {path}}}\n"
+        )
+    };
+    for value in [
+        "arrow_cast(9223372036854775807 - value, 'Timestamp(Microsecond, None)')",
+        "arrow_cast(2147483647 - value, 'Date32')",
+        "make_array(arrow_cast(9223372036854775807 - value, 'Timestamp(Second, Some(+01:00))'))",
+    ] {
+        let value = value.replace("Some(+01:00)", "Some(\\\"+01:00\\\")");
+        scratch.run(&flow("out.json", &value)).fails(1, &["RM0601", "column `t`"]);
+        scratch.run(&flow("d/", &value).replace("path: d/", "path: d/, format: json")).fails(1, &["RM0601"]);
+        assert_eq!(scratch.names("."), ["flow.yaml"], "{value}");
+        let query = format!("SELECT {} AS t", value.replace("value", "1").replace("\\\"", "\""));
+        for format in ["table", "json"] {
+            let answer = scratch.rowmill(&["sql", &query, "--format", format]);
+            answer.fails(1, &["RM0601"]);
+        }
+    }
+    scratch.run(&flow("out.json", "arrow_cast(value, 'Timestamp(Microsecond, None)')")).ok();
+    let text = std::fs::read_to_string(scratch.path("out.json")).unwrap();
+    assert_eq!(text.lines().next(), Some("{\"value\":0,\"t\":\"1970-01-01T00:00:00\"}"));
+}
+
+/// Runs `flow.yaml` with this text and a memory of 200 MB; gives the most memory that the process had, in bytes.
+fn peak_bytes(scratch: &Scratch, text: &str) -> u64 {
+    scratch.write("flow.yaml", text);
+    let mut command = scratch.command();
+    let silent = std::process::Stdio::null;
+    let mut child =
+        command.args(["run", "flow.yaml", "--memory", "200MB", "--threads", "2"]).stdout(silent()).spawn().unwrap();
+    let mut peak = 0;
+    loop {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        let most = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))
+            .and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        peak = peak.max(most.unwrap_or(0) << 10);
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success(), "{text}");
+            return peak;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn many_folders_are_written_with_few_open_files() {
+    let scratch = Scratch::new();
+    let peak = peak_bytes(
+        &scratch,
+        "rowmill: 1\nname: p\nsources:\n  n: {range: {end: 30000}}\nsteps:\n  s: {sql: \"SELECT value AS v, value % 1500 AS k FROM n ORDER BY v\"}\nsinks:\n  out: {from: s, path: d/, partition_by: [k]}\n",
+    );
+    assert!(peak < 500 << 20, "{} MB", peak >> 20);
+    assert_eq!(scratch.names("d").len(), 1_502);
+    assert_eq!(scratch.names("d/k=7"), ["part-00000.parquet"]);
+    // What came first stands first.
+    let rows = scratch.sql("SELECT v FROM 'd/k=7/'");
+    let expected: Vec<String> = (0..20).map(|at| (at * 1500 + 7).to_string()).collect();
+    assert_eq!(rows.rows(), expected);
+    let all = scratch.sql("SELECT count(*) AS n, sum(v) AS s, count(DISTINCT k) AS k FROM 'd/'");
+    assert_eq!(all.rows(), ["30000,449985000,1500"]);
+}
+
+#[test]
+fn wide_rows_take_no_more_memory_than_others() {
+    let scratch = Scratch::new();
+    let step = |source: &str, sql: &str| {
+        format!(
+            "rowmill: 1\nname: w\nsources:\n  t: {{{source}}}\nsteps:\n  s: {{sql: \"{sql}\"}}\nsinks:\n  out: {{from: s, path: out.parquet}}\n"
+        )
+    };
+    // Made long by an expression, without a word of it in the source.
+    let long = "repeat(md5(value::varchar), 2500)";
+    let peak = peak_bytes(&scratch, &step("range: {end: 12000}", &format!("SELECT value, {long} AS doc FROM t")));
+    assert!(peak < 700 << 20, "made: {} MB", peak >> 20);
+    assert_eq!(
+        scratch.sql("SELECT count(*) AS n, sum(length(doc)) AS l FROM 'out.parquet'").rows(),
+        ["12000,960000000"]
+    );
+}

@@ -196,3 +196,116 @@ fn compression_is_obeyed_whatever_the_name() {
     scratch.run(&sink("path: out.csv.gz")).ok();
     assert_eq!(scratch.sql("SELECT * FROM 'out.csv.gz'").rows(), ["1"]);
 }
+
+#[test]
+fn nan_is_no_constant_and_is_never_passed_over() {
+    let scratch = Scratch::new();
+    // Five and five are the bounds of the one file, four and five of the other.
+    scratch.write("same.csv", "k,f\n1,5\n2,NaN\n3,5\n");
+    scratch.write("range.csv", "k,f\n1,4\n2,NaN\n3,5\n");
+    for name in ["same", "range"] {
+        scratch
+            .run(&format!("rowmill: 1\nname: w\nsources:\n  t: {{path: {name}.csv, schema: {{k: int64, f: float64}}}}\nsteps:\n  s: {{sql: \"SELECT k, f FROM t ORDER BY k\"}}\nsinks:\n  out: {{from: s, path: {name}.parquet}}\n"))
+            .ok();
+    }
+    scratch.run(&copy("path: same.parquet")).ok();
+    assert_eq!(out(&scratch), "k,f\n1,5.0\n2,NaN\n3,5.0\n");
+    assert_eq!(scratch.sql("SELECT k, f FROM 'same.parquet' ORDER BY k").rows(), ["1,5.0", "2,NaN", "3,5.0"]);
+    let step = |sql: &str| {
+        scratch
+            .run(&format!("rowmill: 1\nname: r\nsources:\n  t: {{path: range.parquet}}\nsteps:\n  s: {{sql: \"{sql}\"}}\nsinks:\n  out: {{from: s, path: out.csv}}\n"))
+            .ok();
+        let rows = out(&scratch);
+        // The same of a file by its name.
+        let named = scratch.sql(&sql.replace("FROM t", "FROM 'range.parquet'"));
+        assert_eq!(named.out, rows, "{sql}");
+        rows
+    };
+    assert_eq!(step("SELECT k FROM t WHERE f > 6"), "k\n2\n");
+    assert_eq!(step("SELECT k FROM t WHERE f = 'NaN'"), "k\n2\n");
+    assert_eq!(step("SELECT k FROM t WHERE k = 2 AND f <> 4"), "k\n2\n");
+    assert_eq!(step("SELECT max(f) AS m FROM t"), "m\nNaN\n");
+    assert_eq!(step("SELECT k FROM t ORDER BY f DESC LIMIT 1"), "k\n2\n");
+    // With groups as without, wherever among the rows it stands.
+    assert_eq!(step("SELECT k > 0 AS g, max(f) AS m, min(f) AS n FROM t GROUP BY 1"), "g,m,n\ntrue,NaN,4.0\n");
+    assert_eq!(
+        step(
+            "SELECT g, max(x) AS m, min(x) AS n FROM (VALUES (1, 'NaN'::double), (1, 2.0), (2, 1.0), (2, 'NaN'::double), (3, NULL)) AS v(g, x) GROUP BY g ORDER BY g"
+        ),
+        "g,m,n\n1,NaN,2.0\n2,NaN,1.0\n3,,\n"
+    );
+    // What is asked of other columns still spares reading: the scan says what it passes over by.
+    let plan = scratch
+        .rowmill(&["sql", "EXPLAIN SELECT k FROM 'range.parquet' WHERE k = 2 AND f > 6", "--format", "csv"])
+        .ok();
+    assert!(plan.out.contains("pruning_predicate=k_null_count"), "{}", plan.out);
+    assert!(!plan.out.contains("f_max"), "{}", plan.out);
+}
+
+#[test]
+fn files_without_columns_are_refused() {
+    let scratch = Scratch::new();
+    scratch.write("a.json", "{}\n{}\n");
+    scratch.run(&copy("path: a.json")).fails(1, &["RM0505", "a.json", "no columns", "schema:"]);
+    scratch.run(&copy("path: a.json, schema: {x: int64}")).ok();
+    assert_eq!(out(&scratch), "x\n\"\"\n\"\"\n");
+}
+
+#[test]
+fn damaged_parquet_is_told_with_its_name() {
+    let scratch = Scratch::new();
+    scratch
+        .run(
+            "rowmill: 1\nname: p\nsteps:\n  s: {sql: SELECT 1 AS one}\nsinks:\n  out: {from: s, path: whole.parquet}\n",
+        )
+        .ok();
+    let whole = std::fs::read(scratch.path("whole.parquet")).unwrap();
+    scratch.write("long.parquet", [b"PAR1".as_slice(), &[b'x'; 100], b"PAR1"].concat());
+    scratch.write("cut.parquet", &whole[..whole.len() - 20]);
+    scratch.write("short.parquet", "PAR1PAR1");
+    let mut twisted = whole.clone();
+    let tail = twisted.len() - 8;
+    twisted[tail..tail + 4].copy_from_slice(&7_u32.to_le_bytes());
+    scratch.write("twisted.parquet", twisted);
+    for name in ["long.parquet", "cut.parquet", "short.parquet", "twisted.parquet"] {
+        scratch.run(&copy(&format!("path: {name}"))).fails(1, &["RM0505", name]);
+        scratch.rowmill(&["sql", &format!("SELECT * FROM '{name}'")]).fails(1, &["RM0505", name]);
+    }
+}
+
+#[test]
+fn byte_order_marks_are_no_part_of_a_text() {
+    let scratch = Scratch::new();
+    scratch.write("a.json", b"\xef\xbb\xbf{\"id\":1}\n{\"id\":2}\r\n");
+    scratch.write("a.csv", b"\xef\xbb\xbfid\r\n1\r\n2\r\n");
+    for name in ["a.json", "a.csv"] {
+        scratch.run(&copy(&format!("path: {name}"))).ok();
+        assert_eq!(out(&scratch), "id\n1\n2\n", "{name}");
+        assert_eq!(scratch.sql(&format!("SELECT id FROM '{name}' ORDER BY 1")).rows(), ["1", "2"], "{name}");
+    }
+    scratch.write("flow.sql", b"\xef\xbb\xbfCREATE VIEW q AS SELECT 1 AS n;\r\nCOPY q TO 'out.csv';\r\n");
+    scratch.rowmill(&["run", "flow.sql"]).ok();
+    assert_eq!(out(&scratch), "n\n1\n");
+    scratch.write("q.sql", b"\xef\xbb\xbfSELECT 7 AS n");
+    assert_eq!(scratch.rowmill(&["sql", "-f", "q.sql", "--format", "csv"]).ok().out, "n\n7\n");
+}
+
+#[test]
+fn files_by_their_names_are_read_as_sources_are() {
+    let scratch = Scratch::new();
+    scratch.write("g/a.csv", "a,b\n1,2\n");
+    scratch.write("g/_x.csv", "junk\n");
+    scratch.write("g/.h.csv", "junk\n");
+    scratch.write("s/[x].csv", "a\n2\n");
+    scratch.write("p/y=2013/a.csv", "v\n1\n");
+    scratch.write("p/y=2014/a.csv", "v\n2\n");
+    scratch.write("twice.csv", "a,a\n1,2\n");
+    scratch.write("odd.csv.gz", "plain\n");
+    assert_eq!(scratch.sql("SELECT * FROM 'g/'").out, "a,b\n1,2\n");
+    assert_eq!(scratch.sql("SELECT * FROM 's/[x].csv'").out, "a\n2\n");
+    assert_eq!(scratch.sql("SELECT v, y FROM 'p/' ORDER BY v").out, "v,y\n1,2013\n2,2014\n");
+    assert_eq!(scratch.sql("SELECT count(*) AS n FROM 'p/*/*.csv'").out, "n\n2\n");
+    scratch.rowmill(&["sql", "SELECT * FROM 'twice.csv'"]).fails(1, &["RM0505", "two columns named `a`"]);
+    scratch.rowmill(&["sql", "SELECT * FROM 'odd.csv.gz'"]).fails(1, &["RM0505", "odd.csv.gz"]);
+    scratch.rowmill(&["sql", "SELECT * FROM nothing"]).fails(1, &["there is no table `nothing`"]);
+}

@@ -47,7 +47,8 @@ pub(crate) async fn sql(
                 eprintln!("error: cannot read standard input: {error}");
                 return exit::ENVIRONMENT;
             }
-            text
+            // As a file may begin.
+            text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text)
         }
     };
     match execute(&context, &text, format, settings).await {
@@ -161,7 +162,10 @@ impl Printer {
     fn print(&mut self, batch: &RecordBatch) -> Result<(), rowmill::SqlError> {
         match self {
             Printer::Csv(writer) => writer.write(batch)?,
-            Printer::Json(writer) => writer.write(batch)?,
+            Printer::Json(writer) => {
+                rowmill::check_printable(batch)?;
+                writer.write(batch)?;
+            }
             Printer::Table => {}
         }
         Ok(())

@@ -18,6 +18,8 @@ use datafusion::functions::datetime::to_timestamp::{
 };
 use datafusion::logical_expr::ScalarUDF;
 use datafusion::optimizer::Optimizer;
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::prelude::SessionConfig;
 
 use tokio::runtime::{EnterGuard, Handle};
@@ -25,8 +27,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::calls::{Host, RunScope};
 use crate::elsewhere::Elsewhere;
+use crate::plan::extremes::extremes;
+use crate::plan::float_bounds::FloatBounds;
 use crate::plan::placement::ClassPlanners;
 use crate::plan::planner::StepPlanner;
+use crate::plan::wide_rows::WideRows;
 use crate::sources::local_files::LocalFiles;
 use crate::sources::stores::StoreOptions;
 
@@ -174,6 +179,14 @@ impl Engine {
                     .collect(),
             )
             .with_query_planner(Arc::new(StepPlanner));
+        let mut physical: Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> = vec![Arc::new(FloatBounds::Forget)];
+        physical.extend(PhysicalOptimizer::default().rules);
+        physical.push(Arc::new(FloatBounds::Unprune));
+        // What a cluster takes is known by its operators.
+        if elsewhere.is_none() {
+            physical.push(Arc::new(WideRows));
+        }
+        builder = builder.with_physical_optimizer_rules(physical);
         if !rules.is_empty() {
             rules.extend(Optimizer::default().rules);
             builder = builder.with_optimizer_rules(rules);
@@ -191,6 +204,11 @@ impl Engine {
         for function in instants {
             if let Err(error) = state.register_udf(Arc::new(function)) {
                 tracing::error!("a function of time is not as it should be: {}", error.strip_backtrace());
+            }
+        }
+        for function in extremes() {
+            if let Err(error) = state.register_udaf(function) {
+                tracing::error!("an aggregate is not as it should be: {}", error.strip_backtrace());
             }
         }
         for function in &self.options.functions {

@@ -8,10 +8,12 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
+use datafusion::catalog::DynamicFileCatalog;
 use datafusion::common::{Result, plan_err};
 use datafusion::datasource::MemTable;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SessionContext;
+use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::sql::parser::{DFParser, Statement};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
@@ -20,6 +22,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
 use crate::runtime::Engine;
+use crate::sources::named_files::NamedFiles;
 pub use crate::wrong_answers::plan_statement;
 
 /// A conversation in SQL; views that one statement makes are there for the next.
@@ -91,7 +94,11 @@ pub struct Answer {
 impl SqlContext {
     /// A context on `engine`.
     pub fn new(engine: &Engine) -> SqlContext {
-        SqlContext { context: SessionContext::new_with_state(engine.session(false)).enable_url_table() }
+        let state = engine.session(false);
+        let files = NamedFiles::new(state.clone(), engine.options().stores.clone());
+        let catalogs = DynamicFileCatalog::new(Arc::clone(state.catalog_list()), Arc::new(files));
+        let state = SessionStateBuilder::new_from_existing(state).with_catalog_list(Arc::new(catalogs)).build();
+        SqlContext { context: SessionContext::new_with_state(state) }
     }
 
     /// Makes batches readable under a name.

@@ -32,6 +32,7 @@ pub use rowmill_engine::compile::Inputs;
 pub use rowmill_engine::compile::explain::Explanation;
 pub use rowmill_engine::local::{ItemsReport, Observer, RunError, RunReport, SinkReport, StepReport};
 pub use rowmill_engine::plan::meter::Meter;
+pub use rowmill_engine::sinks::check_printable;
 pub use rowmill_engine::sources::stores::StoreOptions;
 pub use rowmill_engine::sql::{SqlContext, SqlStatement, split_statements};
 pub use rowmill_gpu_plan::{GpuContext, GpuOptions, GpuUse};

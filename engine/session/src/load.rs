@@ -87,6 +87,11 @@ pub fn read_text(path: &Path) -> Result<String, Diagnostics> {
             Fault::Workflow,
         ));
     }
+    // What some editors put before a text says nothing about it.
+    let bytes = match bytes.strip_prefix(b"\xef\xbb\xbf") {
+        Some(rest) => rest.to_vec(),
+        None => bytes,
+    };
     String::from_utf8(bytes).map_err(|error| {
         refused("RM0121", format!("{shown} is not UTF-8 at byte {}", error.utf8_error().valid_up_to()), Fault::Workflow)
     })

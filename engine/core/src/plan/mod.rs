@@ -2,6 +2,8 @@
 
 pub mod dead_letters;
 pub mod edge;
+pub(crate) mod extremes;
+pub(crate) mod float_bounds;
 pub mod guarded;
 pub mod kept;
 pub mod meter;
@@ -10,3 +12,4 @@ pub mod planner;
 pub mod range;
 pub mod spool;
 pub mod streamed;
+pub(crate) mod wide_rows;

@@ -10,10 +10,13 @@
 
 mod arrow_format;
 mod csv_text;
+mod folders;
 pub mod manifest;
+mod printable;
 pub mod publish;
 pub mod target;
 mod write;
 
+pub use printable::check_printable;
 pub use publish::StagedSink;
 pub use target::{SinkTarget, check_columns, targets};

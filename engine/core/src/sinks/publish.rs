@@ -343,11 +343,7 @@ fn seal_directory(root: &Path, run: &str) -> io::Result<Vec<manifest::File>> {
                 folders.push(path);
                 continue;
             }
-            let ending = path
-                .file_name()
-                .and_then(|name| name.to_str())
-                .and_then(|name| name.split_once('.'))
-                .map_or("", |(_, ending)| ending);
+            let (_, _, ending) = name_parts(&path);
             let named = folder.join(format!("part-{part:05}.{ending}"));
             part += 1;
             fs::rename(&path, &named)?;
@@ -366,16 +362,22 @@ fn seal_directory(root: &Path, run: &str) -> io::Result<Vec<manifest::File>> {
     Ok(files)
 }
 
-/// Writers number their files `ID_7.parquet`: by number, then by name.
-fn file_order(path: &Path) -> (u64, String) {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("").to_owned();
-    let number = name
-        .split('.')
-        .next()
-        .and_then(|stem| stem.rsplit('_').next())
-        .and_then(|number| number.parse().ok())
-        .unwrap_or(u64::MAX);
-    (number, name)
+/// Writers number their files `ID_7.parquet`, and rounds of writers `ID.000003.parquet`: by round, by number, then by
+/// name.
+fn file_order(path: &Path) -> (u64, u64, String) {
+    let (stem, round, ending) = name_parts(path);
+    let number = stem.rsplit('_').next().and_then(|number| number.parse().ok()).unwrap_or(u64::MAX);
+    (round, number, format!("{stem}.{ending}"))
+}
+
+/// The stem, the round and the ending of a file that a writer named.
+fn name_parts(path: &Path) -> (&str, u64, &str) {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("");
+    let (stem, ending) = name.split_once('.').unwrap_or((name, ""));
+    match ending.split_once('.').and_then(|(round, ending)| Some((round.parse().ok()?, ending))) {
+        Some((round, ending)) => (stem, round, ending),
+        None => (stem, 0, ending),
+    }
 }
 
 /// Removes a staging folder. Writers that were aborted may be in the middle of a write and put a file back, folder and

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use arrow::datatypes::DataType;
 use datafusion::common::Result;
 use datafusion::common::config::{CsvOptions as WriterCsvOptions, JsonOptions};
-use datafusion::common::file_options::file_type::FileType;
 use datafusion::common::parsers::CsvQuoteStyle;
+use datafusion::datasource::file_format::FileFormatFactory;
 use datafusion::datasource::file_format::csv::CsvFormatFactory;
 use datafusion::datasource::file_format::format_as_file_type;
 use datafusion::datasource::file_format::json::JsonFormatFactory;
@@ -17,6 +17,8 @@ use rowmill_spec::{Compression, Format};
 
 use super::arrow_format::IpcFormatFactory;
 use super::csv_text::as_fields;
+use super::folders::FoldersFactory;
+use super::printable::printable;
 use super::publish::StagedSink;
 use super::target::SinkTarget;
 use crate::sources::files::HIVE_NULL;
@@ -32,8 +34,11 @@ impl SinkTarget {
         let single = if self.is_directory() { "false" } else { "true" };
         options.insert("single_file_output".to_owned(), single.to_owned());
         let rows = self.as_written(self.with_folder_names(rows)?)?;
-        LogicalPlanBuilder::copy_to(rows, staged.url.clone(), self.file_type(), options, self.partition_by.clone())?
-            .build()
+        let file_type = match self.partition_by.is_empty() {
+            true => format_as_file_type(self.format_factory()),
+            false => format_as_file_type(Arc::new(FoldersFactory::new(self.format_factory()))),
+        };
+        LogicalPlanBuilder::copy_to(rows, staged.url.clone(), file_type, options, self.partition_by.clone())?.build()
     }
 
     /// Partition columns as the texts that name folders: null becomes what Hive writes for it, where the writer would
@@ -62,7 +67,8 @@ impl SinkTarget {
     fn as_written(&self, rows: LogicalPlan) -> Result<LogicalPlan> {
         match self.format {
             Format::Csv => as_fields(rows, &self.csv, &self.partition_by),
-            Format::Parquet | Format::Json | Format::Arrow => Ok(rows),
+            Format::Json => printable(rows),
+            Format::Parquet | Format::Arrow => Ok(rows),
         }
     }
 
@@ -78,10 +84,10 @@ impl SinkTarget {
         url.push_str(&format!("part_0.{}", self.extension()));
         let rows = self.as_written(rows)?;
         let options = HashMap::from([("single_file_output".to_owned(), "true".to_owned())]);
-        LogicalPlanBuilder::copy_to(rows, url, self.file_type(), options, Vec::new())?.build()
+        LogicalPlanBuilder::copy_to(rows, url, format_as_file_type(self.format_factory()), options, Vec::new())?.build()
     }
 
-    fn file_type(&self) -> Arc<dyn FileType> {
+    fn format_factory(&self) -> Arc<dyn FileFormatFactory> {
         let compression = file_compression(Some(self.compression));
         match self.format {
             Format::Parquet => {
@@ -96,14 +102,13 @@ impl SinkTarget {
                     }
                     .to_owned(),
                 );
-                format_as_file_type(Arc::new(ParquetFormatFactory::new_with_options(options)))
+                Arc::new(ParquetFormatFactory::new_with_options(options))
             }
-            Format::Arrow => format_as_file_type(Arc::new(IpcFormatFactory::new(self.compression))),
-            Format::Json => format_as_file_type(Arc::new(JsonFormatFactory::new_with_options(JsonOptions {
-                compression,
-                ..JsonOptions::default()
-            }))),
-            Format::Csv => format_as_file_type(Arc::new(CsvFormatFactory::new_with_options(WriterCsvOptions {
+            Format::Arrow => Arc::new(IpcFormatFactory::new(self.compression)),
+            Format::Json => {
+                Arc::new(JsonFormatFactory::new_with_options(JsonOptions { compression, ..JsonOptions::default() }))
+            }
+            Format::Csv => Arc::new(CsvFormatFactory::new_with_options(WriterCsvOptions {
                 has_header: Some(self.csv.header),
                 delimiter: self.csv.delimiter,
                 quote: self.csv.quote,
@@ -112,7 +117,7 @@ impl SinkTarget {
                 null_value: self.csv.null.clone(),
                 compression,
                 ..WriterCsvOptions::default()
-            }))),
+            })),
         }
     }
 }

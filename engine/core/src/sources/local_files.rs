@@ -10,6 +10,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -24,6 +25,9 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
 };
 use parking_lot::Mutex;
+use rowmill_spec::Format;
+
+use super::format::from_name;
 
 /// Bytes of one read.
 const CHUNK_BYTES: u64 = 128 << 10;
@@ -111,6 +115,35 @@ impl fmt::Display for LocalFiles {
     }
 }
 
+/// What some editors put before a text. Readers of CSV know it, readers of JSON do not.
+const MARK: [u8; 3] = *b"\xef\xbb\xbf";
+
+/// Whether a file is JSON by its name, and begins with a mark.
+fn is_marked_json(file: &File, location: &ObjectPath) -> bool {
+    let mut begin = [0; MARK.len()];
+    from_name(location.as_ref()) == (Some(Format::Json), None)
+        && file.read_exact_at(&mut begin, 0).is_ok()
+        && begin == MARK
+}
+
+/// The pieces of a file from `start` with blanks, which JSON passes over, where its mark is.
+fn without_mark(pieces: BoxStream<'static, Result<Bytes>>, start: u64) -> BoxStream<'static, Result<Bytes>> {
+    let mut at = start;
+    pieces
+        .map(move |piece| {
+            let piece = piece?;
+            let marked = MARK.len().saturating_sub(at as usize).min(piece.len());
+            at = at.saturating_add(piece.len() as u64);
+            if marked == 0 {
+                return Ok(piece);
+            }
+            let mut blank = piece.to_vec();
+            blank.iter_mut().take(marked).for_each(|byte| *byte = b' ');
+            Ok(Bytes::from(blank))
+        })
+        .boxed()
+}
+
 /// Reads `range` of `file` piece by piece.
 fn read_range(file: File, path: PathBuf, range: Range<u64>) -> BoxStream<'static, Result<Bytes>> {
     let failed = |source: Box<dyn StdError + Send + Sync>| Error::Generic { store: "LocalFiles", source };
@@ -168,9 +201,16 @@ impl ObjectStore for LocalFiles {
     }
 
     async fn get_opts(&self, location: &ObjectPath, options: GetOptions) -> Result<GetResult> {
-        let ranged = options.range.is_some();
+        let (ranged, is_head) = (options.range.is_some(), options.head);
         let result = self.inner.get_opts(location, options).await?;
         Ok(match result.payload {
+            GetResultPayload::File(file, path)
+                if !is_head && result.range.start < 3 && is_marked_json(&file, location) =>
+            {
+                let pieces = read_range(file, path, result.range.clone());
+                let payload = GetResultPayload::Stream(without_mark(pieces, result.range.start));
+                GetResult { payload, meta: result.meta, range: result.range, attributes: result.attributes }
+            }
             // Who reads a whole file as a file meets its end; who reads a range of it counts on its length.
             GetResultPayload::File(file, path) if ranged => {
                 let payload = GetResultPayload::Stream(read_range(file, path, result.range.clone()));
@@ -272,6 +312,20 @@ mod tests {
         std::fs::File::options().write(true).open(&file).unwrap().set_len(200_000).unwrap();
         let error = opened.into_stream().try_collect::<Vec<_>>().await.unwrap_err();
         assert!(error.to_string().contains("cut off while it was read: 800000 bytes"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn json_begins_with_blanks_instead_of_a_mark() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = LocalFiles::default();
+        for (name, expected) in [("a.json", b"   {}\n".as_slice()), ("a.csv", b"\xef\xbb\xbf{}\n")] {
+            let file = folder.path().join(name);
+            std::fs::write(&file, b"\xef\xbb\xbf{}\n").unwrap();
+            let path = ObjectPath::from_absolute_path(&file).unwrap();
+            assert_eq!(store.get(&path).await.unwrap().bytes().await.unwrap(), expected, "{name}");
+            assert_eq!(read(&store, &path, 1..5).await.unwrap().concat(), expected[1..5], "{name}");
+            assert_eq!(read(&store, &path, 3..5).await.unwrap().concat(), b"{}", "{name}");
+        }
     }
 
     #[tokio::test]

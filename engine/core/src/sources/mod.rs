@@ -12,6 +12,7 @@ pub mod format;
 pub mod list;
 pub mod local_files;
 pub mod locate;
+pub(crate) mod named_files;
 pub mod quotes;
 pub mod schema;
 pub mod stores;

@@ -26,6 +26,8 @@ use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::projection::{ProjectionExec, ProjectionExpr};
 use datafusion::physical_plan::union::UnionExec;
 
+use crate::plan::wide_rows::rows_for;
+
 /// Files that one scan reads.
 #[derive(Debug, Clone)]
 pub struct FileSet {
@@ -37,6 +39,26 @@ pub struct FileSet {
     pub schema: SchemaRef,
     /// The files, with partition values in the table's order.
     pub files: Vec<PartitionedFile>,
+    /// How wide their rows are.
+    pub width: Arc<RowWidth>,
+}
+
+/// Bytes of a row, as far as they are known before it is read.
+#[derive(Debug, Clone, Default)]
+pub struct RowWidth {
+    /// Of each column of the files, in the table's order; empty where they are not known one by one.
+    pub columns: Vec<usize>,
+    /// Of the text of a row, which is read whatever is asked for.
+    pub text: usize,
+}
+
+impl RowWidth {
+    /// Of the columns that are read.
+    fn of(&self, projection: Option<&Vec<usize>>) -> usize {
+        let asked = |at: &usize| projection.is_none_or(|columns| columns.contains(at));
+        let columns = self.columns.iter().enumerate().filter(|(at, _)| asked(at)).map(|(_, bytes)| bytes).sum();
+        self.text.max(columns)
+    }
 }
 
 /// A table over files.
@@ -121,7 +143,12 @@ impl FileTable {
             .with_table_partition_cols(self.partition_columns.clone())
             .build();
         let source = set.format.file_source(table_schema);
-        let builder = FileScanConfigBuilder::new(set.store.clone(), source).with_file_groups(groups).with_limit(limit);
+        let most = state.config().batch_size();
+        let rows = rows_for(set.width.of(projection), most);
+        let builder = FileScanConfigBuilder::new(set.store.clone(), source)
+            .with_file_groups(groups)
+            .with_limit(limit)
+            .with_batch_size((rows < most).then_some(rows));
         if adapts {
             let config = builder.with_statistics(statistics).with_projection_indices(projection.cloned())?.build();
             return set.format.create_physical_plan(state, config).await;

@@ -10,6 +10,7 @@ use datafusion::datasource::listing::PartitionedFile;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, TryStreamExt};
+use object_store::ObjectStoreExt as _;
 use rowmill_spec::{Compression, Diagnostic, Fault, Format, SchemaPolicy};
 
 use super::open::Opener;
@@ -51,6 +52,9 @@ impl Opener<'_> {
         reader: &'s Arc<dyn FileFormat>,
     ) -> BoxFuture<'s, Result<SchemaRef, Diagnostic>> {
         async move {
+            if format == Format::Parquet {
+                self.check_footer(file).await?;
+            }
             let inferred = match format == Format::Csv && file.location.is_local() {
                 true => self.infer_csv(file, compression).await,
                 false => reader.infer_schema(self.state, &file.store, std::slice::from_ref(&file.meta)).await,
@@ -60,6 +64,35 @@ impl Opener<'_> {
             Ok(schema)
         }
         .boxed()
+    }
+
+    /// Sees that the end of a Parquet file says where its metadata is, and that it is in the file: DataFusion takes it
+    /// at its word, and panics.
+    async fn check_footer(&self, file: &Found) -> Result<(), Diagnostic> {
+        const TAIL: u64 = 8;
+        let broken = |reason: &str| {
+            self.unreadable(file, reason).help("it was probably cut off or written over; write it again")
+        };
+        let size = file.meta.size;
+        if size < 4 + TAIL {
+            return Err(broken(&format!("a parquet file has 12 bytes at least, and it has {size}")));
+        }
+        let tail = file
+            .store
+            .get_range(&file.meta.location, size - TAIL..size)
+            .await
+            .map_err(|error| self.unreadable(file, &error.to_string()).fault(Fault::Environment))?;
+        let (length, magic) = tail.split_at(tail.len().min(4));
+        if magic != b"PAR1" && magic != b"PARE" {
+            return Err(self
+                .unreadable(file, "it does not end as a parquet file does")
+                .help("is it really a parquet file? `format:` says what it is where its name does not"));
+        }
+        let length = length.iter().rev().fold(0_u64, |length, byte| length << 8 | u64::from(*byte));
+        match length + TAIL + 4 <= size {
+            true => Ok(()),
+            false => Err(broken(&format!("its metadata would be {length} bytes long, and it has {size}"))),
+        }
     }
 
     /// Types from the first rows of a CSV file. DataFusion cuts the file at line breaks first, and so stumbles over
@@ -100,7 +133,7 @@ impl Opener<'_> {
         Ok(Arc::new(schema))
     }
 
-    fn cannot_infer(&self, file: &Found, format: Format, error: &DataFusionError) -> Diagnostic {
+    pub(super) fn cannot_infer(&self, file: &Found, format: Format, error: &DataFusionError) -> Diagnostic {
         let root = error.find_root();
         let environment = matches!(root, DataFusionError::ObjectStore(_) | DataFusionError::IoError(_));
         let reason = root.strip_backtrace();

@@ -5,12 +5,14 @@
 //! | `open.rs` | which files, of which format, and what table they make |
 //! | `infer.rs` | which columns they have, and how each file is read as them |
 //! | `partitions.rs` | what their paths say |
+//! | `width.rs` | how many bytes their rows have |
 //! | `changed.rs` | are they still what they were |
 
 mod changed;
 mod infer;
 mod open;
 mod partitions;
+mod width;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -16,7 +16,7 @@ use crate::sources::list;
 use crate::sources::locate::{Location, locate};
 use crate::sources::quotes::has_quoted_line_break;
 use crate::sources::stores::{StoreOptions, store_for};
-use crate::sources::table::{FileSet, FileTable, group_by_schema};
+use crate::sources::table::{FileSet, FileTable, RowWidth, group_by_schema};
 use crate::types::arrow_type;
 
 /// Text files smaller than this are read by one task anyway, so nobody asks where their line breaks are.
@@ -198,6 +198,12 @@ impl Opener<'_> {
 
         let schemas = self.schemas(&found, format, compression, &reader).await?;
         let table_schema = self.table_schema(&found, &schemas, format)?;
+        if table_schema.fields().is_empty() && (format == Format::Json || self.source.partitions.is_empty()) {
+            let first = found.first().map(Found::name).unwrap_or_default();
+            return Err(self.error("RM0505", format!("`{first}` has no columns")).fault(Fault::Data).help(
+                "rows without a column cannot be counted on the way; name its columns: `schema: {name: type, ...}`",
+            ));
+        }
         let partition_columns: Vec<FieldRef> = self
             .source
             .partitions
@@ -220,6 +226,11 @@ impl Opener<'_> {
             };
             files.push((file.location.store.clone(), read_with, partitioned));
         }
+        let width = Arc::new(match format {
+            Format::Parquet => self.parquet_width(&found, &table_schema).await?,
+            Format::Csv | Format::Json => self.text_width(&found, compression).await,
+            Format::Arrow => RowWidth::default(),
+        });
         let files = self.with_statistics(files, &found, format, &reader, &table_schema).await?;
         let mut stores: Vec<ObjectStoreUrl> = Vec::new();
         for (store, _, _) in &files {
@@ -232,7 +243,13 @@ impl Opener<'_> {
             let of_store =
                 files.iter().filter(|file| file.0 == store).map(|file| (Arc::clone(&file.1), file.2.clone())).collect();
             for (schema, files) in group_by_schema(of_store) {
-                sets.push(FileSet { store: store.clone(), format: Arc::clone(&reader), schema, files });
+                sets.push(FileSet {
+                    store: store.clone(),
+                    format: Arc::clone(&reader),
+                    schema,
+                    files,
+                    width: Arc::clone(&width),
+                });
             }
         }
         let null_text = self.source.csv.null.clone().filter(|_| format == Format::Csv);
