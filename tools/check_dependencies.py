@@ -23,11 +23,13 @@ MAY_USE = {
     "rowmill-gpu-plan": {"rowmill-gpu", "rowmill-features"},
     "rowmill-features": set(),
     "rowmill-cores": set(),
+    "rowmill-json": {"rowmill-features"},
     "rowmill-wire": {"rowmill-features", "rowmill-step"},
     "rowmill-scheduler": {"rowmill-features", "rowmill-cores", "rowmill-wire"},
-    "rowmill-executor": {"rowmill-features", "rowmill-wire", "rowmill-step"},
+    "rowmill-executor": {"rowmill-features", "rowmill-json", "rowmill-wire", "rowmill-step"},
     "rowmill-cluster": {
-        "rowmill-features", "rowmill-spec", "rowmill-engine", "rowmill-wire", "rowmill-step", "rowmill-cores",
+        "rowmill-features", "rowmill-json", "rowmill-spec", "rowmill-engine", "rowmill-wire", "rowmill-step",
+        "rowmill-cores",
     },
     "rowmill-versions": set(),
     "rowmill-examples": set(),
@@ -40,7 +42,7 @@ MAY_USE = {
     "rowmill-step-python": {"rowmill-spec", "rowmill-step"},
     "rowmill-engine": {
         "rowmill-spec", "rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-items",
-        "rowmill-cache", "rowmill-features",
+        "rowmill-cache", "rowmill-features", "rowmill-json",
     },
     "rowmill": {
         "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-store", "rowmill-limits", "rowmill-items",
@@ -55,16 +57,20 @@ MAY_USE = {
         "rowmill", "rowmill-spec", "rowmill-engine", "rowmill-step", "rowmill-items", "rowmill-limits",
         "rowmill-cache", "rowmill-step-python", "rowmill-cli",
     },
-    "rowmill-benches": {"rowmill", "rowmill-spec"},
+    "rowmill-benches": {"rowmill", "rowmill-spec", "rowmill-cluster", "rowmill-cores", "rowmill-wire"},
 }
 
 # Heavy outsiders have few doors: name prefix -> crates that may depend on it directly.
 DOORS = {
     "datafusion": {
         "rowmill-engine", "rowmill", "rowmill-benches", "rowmill-features", "rowmill-python",
-        "rowmill-wire", "rowmill-scheduler", "rowmill-executor", "rowmill-gpu-plan", "rowmill-cluster",
+        "rowmill-wire", "rowmill-scheduler", "rowmill-executor", "rowmill-gpu-plan", "rowmill-cluster", "rowmill-json",
     },
-    "ballista": {"rowmill-versions", "rowmill-wire", "rowmill-scheduler", "rowmill-executor", "rowmill-cluster"},
+    # Benches measure plain Ballista beside ours.
+    "ballista": {
+        "rowmill-versions", "rowmill-wire", "rowmill-scheduler", "rowmill-executor", "rowmill-cluster",
+        "rowmill-benches",
+    },
     "pyo3": {"rowmill-python"},
     "cudarc": {"rowmill-gpu"},
     "ort": {"rowmill-step-model"},

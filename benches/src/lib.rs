@@ -1,5 +1,8 @@
 //! What the benches share: inputs, baselines, workflows.
 
+pub mod cluster;
+pub mod thinking;
+
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, Float64Array, RecordBatch};

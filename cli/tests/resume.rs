@@ -197,3 +197,24 @@ fn interrupted(space: &Scratch, now: impl Fn() -> bool) -> Answer {
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     run.wait_with_output().unwrap().into()
 }
+
+#[test]
+fn a_run_that_is_started_over_does_not_go_on_beside_the_new_one() {
+    let (service, mended) = closed_for_one(422);
+    let space = space(&service);
+    space.rowmill(&["run", "flow.yaml"]).fails(1, &["RM0610", "422"]);
+    // A file that cannot be run does not cost the run that can go on.
+    space.write("flow.yaml", "rowmill: 1\nname: flow\nsteps: {a: {sql: SELECT nothing FROM nowhere}}\n");
+    space.rowmill(&["resume", "last", "--restart"]).fails(1, &["nowhere"]);
+    let status = |at: usize| {
+        let rows = space.rowmill(&["runs", "--output", "json"]).ok().out;
+        let runs: serde_json::Value = serde_json::from_str(&rows).unwrap();
+        runs["runs"][at]["status"].as_str().map(str::to_owned)
+    };
+    assert_eq!(status(0).as_deref(), Some("stopped"));
+    space.write("flow.yaml", WORKFLOW);
+    mended.store(true, Ordering::SeqCst);
+    space.rowmill(&["resume", "last", "--restart"]).ok();
+    assert_eq!((status(0).as_deref(), status(1).as_deref()), (Some("succeeded"), Some("cancelled")));
+    assert_eq!(space.sql("SELECT count(*), sum(receipt) FROM 'rows.csv'").rows(), ["20,190"]);
+}

@@ -309,3 +309,35 @@ fn files_by_their_names_are_read_as_sources_are() {
     scratch.rowmill(&["sql", "SELECT * FROM 'odd.csv.gz'"]).fails(1, &["RM0505", "odd.csv.gz"]);
     scratch.rowmill(&["sql", "SELECT * FROM nothing"]).fails(1, &["there is no table `nothing`"]);
 }
+
+#[test]
+fn whole_numbers_of_json_are_exact_or_refused() {
+    let scratch = Scratch::new();
+    // Beyond the rows that say what columns are, and large enough to be read by several tasks.
+    let mut lines = String::new();
+    for id in 0..300_000_i64 {
+        lines.push_str(&format!("{{\"id\": {}, \"deep\": {{\"list\": [{id}, {id}.0]}}}}\n", i64::MAX - id));
+    }
+    scratch.write("a.json", &lines);
+    let sum = "SELECT count(*) AS n, min(id) AS low, max(id) AS high, sum(deep['list'][2]) AS sum FROM t";
+    let flow = |source: &str| {
+        format!(
+            "rowmill: 1\nname: whole\nsources:\n  t: {{{source}}}\nsteps:\n  s: {{sql: \"{sum}\"}}\nsinks:\n  out: {{from: s, path: out.csv}}\n"
+        )
+    };
+    scratch.run(&flow("path: a.json")).ok();
+    let expected = "n,low,high,sum\n300000,9223372036854475808,9223372036854775807,44999850000\n";
+    assert_eq!(out(&scratch), expected);
+    for (wrong, shown) in [
+        ("{\"id\": 2.5, \"deep\": null}", "2.5 as Int64"),
+        ("{\"id\": 9223372036854775808, \"deep\": null}", "9223372036854775808 as Int64"),
+        ("{\"id\": 1, \"deep\": {\"list\": [0.5]}}", "0.5 as Int64"),
+    ] {
+        scratch.write("b.json", format!("{lines}{wrong}\n"));
+        scratch.run(&flow("path: b.json")).fails(1, &[shown]);
+        assert_eq!(out(&scratch), expected, "{wrong}");
+    }
+    scratch.write("c.json", "{\"id\": 1.0, \"name\": 7}\n{\"id\": 12e2, \"name\": \"x\"}\n");
+    scratch.run(&copy("path: c.json, schema: {id: int16, name: text}")).ok();
+    assert_eq!(out(&scratch), "id,name\n1,7\n1200,x\n");
+}

@@ -60,7 +60,8 @@ pub struct Runs {
 pub struct ResumeOptions {
     /// Take it from a process whose lease has not ended.
     pub steal: bool,
-    /// Use nothing of it but its workflow's file, as it is now, and its parameters: a new run is made.
+    /// Use nothing of it but its workflow's file, as it is now, and its parameters: a new run is made, and this one is
+    /// cancelled unless it has ended.
     pub restart: bool,
     /// Also make `once` calls again of which nobody knows whether they happened.
     pub unknown: bool,
@@ -180,6 +181,9 @@ impl Runs {
         let ResumeOptions { steal, restart, unknown } = how;
         let kept = self.kept(run, restart).await?;
         if restart {
+            // The old run is given up for one that can begin, and before it begins: both could make the same calls.
+            self.session.check(Arc::clone(&kept.workflow), &kept.inputs).await?;
+            durable::give_up(&self.durable, run, steal, "started over").await.map_err(one)?;
             return self.run(&kept.path, kept.workflow, &kept.inputs, cancel, observer, started).await;
         }
         started(run);

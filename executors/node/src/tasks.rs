@@ -233,7 +233,7 @@ impl Tasks {
             task.stage_id,
             number,
             task.global_output_partition_ids,
-            task.plan,
+            rowmill_json::with_exact_sources(task.plan)?,
             &self.executor.work_dir,
             &task.session_config,
         )?;

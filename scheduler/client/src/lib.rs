@@ -21,6 +21,7 @@
 mod calls;
 mod exec;
 pub mod failure;
+mod one_row;
 mod options;
 mod place;
 mod result;

@@ -11,9 +11,7 @@ use datafusion::common::tree_node::{Transformed, TreeNode as _, TreeNodeRecursio
 use datafusion::common::{JoinType, Result};
 use datafusion::datasource::file_format::file_compression_type::FileCompressionType;
 use datafusion::datasource::memory::MemorySourceConfig;
-use datafusion::datasource::physical_plan::{
-    ArrowSource, CsvSource, FileScanConfig, FileSource, JsonSource, ParquetSource,
-};
+use datafusion::datasource::physical_plan::{ArrowSource, CsvSource, FileScanConfig, FileSource, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::execution::TaskContext;
 use datafusion::physical_expr::PhysicalExpr;
@@ -30,6 +28,7 @@ use datafusion_proto::protobuf::PhysicalPlanNode;
 use rowmill_engine::elsewhere::Part;
 use rowmill_engine::plan::meter::{Meter, MeterExec};
 use rowmill_engine::plan::streamed::StreamedExec;
+use rowmill_json::ExactJsonSource;
 use rowmill_wire::class::{ClassExec, DEFAULT_CLASS, Demand};
 use rowmill_wire::codec::RowmillCodec;
 use rowmill_wire::step::CountExec;
@@ -310,7 +309,7 @@ fn source_is_supported(source: &DataSourceExec) -> bool {
     plain
         && (reader.downcast_ref::<ParquetSource>().is_some()
             || reader.downcast_ref::<CsvSource>().is_some()
-            || reader.downcast_ref::<JsonSource>().is_some()
+            || reader.downcast_ref::<ExactJsonSource>().is_some()
             || reader.downcast_ref::<ArrowSource>().is_some())
 }
 

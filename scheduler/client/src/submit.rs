@@ -33,6 +33,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::calls;
 use crate::exec::Placed;
 use crate::failure;
+use crate::one_row::OneRowSubqueries;
 use crate::options::Options;
 use crate::place::place;
 use crate::result::{JobResult, Kept, Piece, as_planned};
@@ -114,7 +115,7 @@ impl Elsewhere for Cluster {
     }
 
     fn rules(&self) -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
-        vec![Arc::new(NotInSubqueryRewrite::new())]
+        vec![Arc::new(NotInSubqueryRewrite::new()), Arc::new(OneRowSubqueries)]
     }
 
     fn place(&self, part: Part<'_>, plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use ballista_core::serde::BallistaPhysicalExtensionCodec;
 use datafusion::common::{DataFusionError, Result, internal_err};
 use datafusion::execution::TaskContext;
+use datafusion::logical_expr::AggregateUDF;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion_proto::physical_plan::{PhysicalExtensionCodec, PhysicalProtoConverterExtension};
 use prost::Message;
 
 use crate::class::{ClassExec, Demand};
+use crate::single_value::{self, single_value};
 use crate::step::CountExec;
 
 /// No protobuf message begins so: the first byte would be field 26 with wire type 2, which none of Ballista's has.
@@ -82,5 +84,11 @@ impl PhysicalExtensionCodec for RowmillCodec {
         buffer.extend_from_slice(CLASS);
         let message = ClassMessage { class: marker.demand().class.to_string(), slots: marker.demand().slots };
         message.encode(buffer).map_err(|error| DataFusionError::External(Box::new(error)))
+    }
+    fn try_decode_udaf(&self, name: &str, buffer: &[u8]) -> Result<Arc<AggregateUDF>> {
+        match name {
+            single_value::NAME => Ok(single_value()),
+            _ => self.ballista.try_decode_udaf(name, buffer),
+        }
     }
 }

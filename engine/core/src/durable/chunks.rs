@@ -1,8 +1,12 @@
 //! Chunk files: Arrow IPC, written under attempt-unique names, synced before anybody hears of them.
+//!
+//! A disk may give back other bytes than were written, and Arrow's reader would take them for values. So the end of the
+//! file holds a checksum of what stands before it, which is compared before anything is read.
 
 use std::fmt;
 use std::fs::File;
-use std::io::BufWriter;
+use std::hash::Hasher as _;
+use std::io::{BufWriter, Read as _, Seek as _, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,7 +14,7 @@ use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
-use arrow::ipc::reader::FileReader;
+use arrow::ipc::reader::{FileReader, StreamReader};
 use arrow::ipc::writer::FileWriter;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{DataFusionError, Result, internal_err};
@@ -20,6 +24,30 @@ use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, Repla
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties};
 use futures::{StreamExt as _, TryStreamExt as _};
+use twox_hash::XxHash64;
+
+/// The entry of the file's end that holds the checksum: XXH64 of the bytes before the end, and how many they are.
+const CHECKSUM: &str = "rowmill.xxh64";
+
+/// A file, and what was written to it so far.
+struct Summed {
+    file: BufWriter<File>,
+    sum: XxHash64,
+    bytes: u64,
+}
+
+impl Write for Summed {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let taken = self.file.write(bytes)?;
+        self.sum.write(&bytes[..taken]);
+        self.bytes += taken as u64;
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}
 
 /// A chunk that is written: a file, and how much is in it.
 #[derive(Debug, Clone)]
@@ -33,7 +61,7 @@ pub(crate) struct ChunkFile {
 pub(crate) struct ChunkWriter {
     path: PathBuf,
     rows: u64,
-    file: FileWriter<BufWriter<File>>,
+    file: FileWriter<Summed>,
 }
 
 impl ChunkWriter {
@@ -42,7 +70,8 @@ impl ChunkWriter {
         if let Some(folder) = path.parent() {
             create_folder(folder)?;
         }
-        let file = FileWriter::try_new_buffered(File::create(path)?, schema)?;
+        let file = Summed { file: BufWriter::new(File::create(path)?), sum: XxHash64::with_seed(0), bytes: 0 };
+        let file = FileWriter::try_new(file, schema)?;
         Ok(ChunkWriter { path: path.to_owned(), rows: 0, file })
     }
 
@@ -57,8 +86,11 @@ impl ChunkWriter {
 
     /// Ends the file. It and its name are on disk when this returns: only then may a journal speak of it.
     pub(crate) fn finish(mut self) -> Result<ChunkFile, ArrowError> {
+        let written = self.file.get_ref();
+        let checksum = format!("{:016x} {}", written.sum.finish(), written.bytes);
+        self.file.write_metadata(CHECKSUM, checksum);
         self.file.finish()?;
-        let file = self.file.into_inner()?.into_inner().map_err(|error| ArrowError::from(error.into_error()))?;
+        let file = self.file.into_inner()?.file.into_inner().map_err(|error| ArrowError::from(error.into_error()))?;
         file.sync_all()?;
         let bytes = file.metadata()?.len();
         if let Some(folder) = self.path.parent() {
@@ -109,7 +141,18 @@ pub(crate) fn read_whole(path: &Path) -> Result<RecordBatch, DataFusionError> {
 
 fn read_file(path: &Path) -> Result<(SchemaRef, Vec<RecordBatch>), DataFusionError> {
     let read = || {
-        let reader = FileReader::try_new_buffered(File::open(path)?, None)?;
+        let mut file = File::open(path)?;
+        let reader = FileReader::try_new_buffered(file.try_clone()?, None)?;
+        let Some(checksum) = reader.custom_metadata().get(CHECKSUM).cloned() else {
+            // A file of an earlier version.
+            let schema = reader.schema();
+            return Ok((schema, reader.collect::<Result<Vec<_>, ArrowError>>()?));
+        };
+        drop(reader);
+        compare(&mut file, &checksum)?;
+        // The end is not part of the sum: what is read is the stream before it.
+        file.seek(SeekFrom::Start(start_of_stream(&mut file)?))?;
+        let reader = StreamReader::try_new_buffered(file, None)?;
         let schema = reader.schema();
         Ok((schema, reader.collect::<Result<Vec<_>, ArrowError>>()?))
     };
@@ -124,6 +167,40 @@ fn read_file(path: &Path) -> Result<(SchemaRef, Vec<RecordBatch>), DataFusionErr
         );
         ArrowError::IoError(message.clone(), std::io::Error::new(kind, message)).into()
     })
+}
+
+/// Holds the bytes of a file against the checksum in its end.
+fn compare(file: &mut File, checksum: &str) -> std::io::Result<()> {
+    let changed = || std::io::Error::new(std::io::ErrorKind::InvalidData, "its bytes are not those that were written");
+    let (sum, bytes) = checksum.split_once(' ').ok_or_else(changed)?;
+    let mut left = bytes.parse::<u64>().map_err(|_| changed())?;
+    let mut own = XxHash64::with_seed(0);
+    let mut buffer = vec![0; 1 << 18];
+    file.rewind()?;
+    while left > 0 {
+        let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let read = file.read(&mut buffer[..most])?;
+        if read == 0 {
+            return Err(changed());
+        }
+        own.write(&buffer[..read]);
+        left -= read as u64;
+    }
+    match format!("{:016x}", own.finish()) == sum {
+        true => Ok(()),
+        false => Err(changed()),
+    }
+}
+
+/// Where the first message of a file begins: after a magic word and zeros up to the writer's alignment.
+fn start_of_stream(file: &mut File) -> std::io::Result<u64> {
+    let mut head = [0; 128];
+    file.rewind()?;
+    file.read_exact(&mut head)?;
+    let begins = head.iter().position(|byte| *byte == 0xff);
+    begins
+        .map(|at| at as u64)
+        .ok_or_else(|| std::io::Error::new(std::io::ErrorKind::InvalidData, "it has no beginning"))
 }
 
 /// Cuts a stream into chunks of exactly `chunk_rows` rows, the last one shorter, so that the cut does not depend on
@@ -239,5 +316,39 @@ impl ExecutionPlan for ChunkScanExec {
             .map_ok(|batches| futures::stream::iter(batches.into_iter().map(Ok)))
             .try_flatten();
         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), batches)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{Int64Array, StringArray};
+
+    use super::*;
+
+    #[test]
+    fn every_changed_byte_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("chunk.arrow");
+        let numbers = Arc::new(Int64Array::from_iter_values(0..50)) as _;
+        let texts = Arc::new(StringArray::from_iter_values((0..50).map(|at| format!("text {at}")))) as _;
+        let batch = RecordBatch::try_from_iter([("n", numbers), ("t", texts)]).unwrap();
+        let mut writer = ChunkWriter::create(&path, &batch.schema()).unwrap();
+        writer.write(&batch).unwrap();
+        assert_eq!(writer.finish().unwrap().rows, 50);
+        assert_eq!(read_chunk(&path).unwrap(), vec![batch.clone()]);
+        let whole = std::fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut changed = whole.clone();
+            changed[at] ^= 0x10;
+            std::fs::write(&path, &changed).unwrap();
+            // Bytes that nobody reads may stand between the end's own parts.
+            let read = std::panic::catch_unwind(|| read_chunk(&path));
+            let Ok(Ok(read)) = read else { continue };
+            assert_eq!(read, vec![batch.clone()], "byte {at} of {}", whole.len());
+        }
+        for length in 0..whole.len() {
+            std::fs::write(&path, &whole[..length]).unwrap();
+            assert!(read_chunk(&path).is_err(), "{length} bytes of {}", whole.len());
+        }
     }
 }

@@ -217,32 +217,7 @@ async fn run_durable(
         tokio::task::block_in_place(|| before.refuse_unclear(&compiled, &durable.folder_of(run), redactor))
             .map_err(refuse)?;
     }
-    let mut acquired = patiently!(durable.store.acquire(run, &durable.owner, durable.lease, mode));
-    if let Ok(Acquired::Held { owner, .. }) = &acquired
-        && process::is_dead(owner)
-    {
-        tracing::info!("run {run} is held by {owner}, which is dead");
-        acquired = patiently!(durable.store.acquire(run, &durable.owner, durable.lease, AcquireMode::Steal));
-    }
-    let held = match acquired.map_err(|error| refuse(store_report(&error)))? {
-        Acquired::Lease(held) => held,
-        Acquired::Held { owner, expires_in } => {
-            return Err(refuse(
-                Diagnostic::error("RM0803", format!("run {run} is held by {owner}")).fault(Fault::Environment).help(
-                    format!(
-                        "if that process is dead, its lease ends within {} s; `--steal` takes the run at once",
-                        expires_in.as_secs() + 1
-                    ),
-                ),
-            ));
-        }
-        Acquired::Ended(status) => {
-            return Err(refuse(
-                Diagnostic::error("RM0804", format!("run {run} has ended: {status}"))
-                    .help("a run that ended does not go on; start the workflow again"),
-            ));
-        }
-    };
+    let held = hold(durable, run, mode).await.map_err(refuse)?;
     let fence = held.fence;
     let lease = Lease::keep(Arc::clone(&durable.store), fence, durable.lease, cancel);
     // Of a retry that died before it had written its choice down, all that is known is what this one says.
@@ -281,6 +256,49 @@ async fn run_durable(
         tracing::warn!("files of this attempt at run {run} stay: {stop:?}");
     }
     settled
+}
+
+/// Takes a run, from a process that is dead too.
+///
+/// # Errors
+/// It is held by one that may live, or it has ended.
+async fn hold(durable: &Durable, run: RunId, mode: AcquireMode) -> Result<rowmill_store::Lease, Diagnostic> {
+    let mut acquired = patiently!(durable.store.acquire(run, &durable.owner, durable.lease, mode));
+    if let Ok(Acquired::Held { owner, .. }) = &acquired
+        && process::is_dead(owner)
+    {
+        tracing::info!("run {run} is held by {owner}, which is dead");
+        acquired = patiently!(durable.store.acquire(run, &durable.owner, durable.lease, AcquireMode::Steal));
+    }
+    match acquired.map_err(|error| store_report(&error))? {
+        Acquired::Lease(held) => Ok(held),
+        Acquired::Held { owner, expires_in } => {
+            let seconds = expires_in.as_secs() + 1;
+            let help =
+                format!("if that process is dead, its lease ends within {seconds} s; `--steal` takes the run at once");
+            Err(Diagnostic::error("RM0803", format!("run {run} is held by {owner}"))
+                .fault(Fault::Environment)
+                .help(help))
+        }
+        Acquired::Ended(status) => Err(Diagnostic::error("RM0804", format!("run {run} has ended: {status}"))
+            .help("a run that ended does not go on; start the workflow again")),
+    }
+}
+
+/// Ends a run that nobody goes on with, so that it cannot be resumed beside the one that takes its place. A run that has
+/// ended stays as it is.
+///
+/// # Errors
+/// A process that may live works on it, or the store cannot be reached.
+pub async fn give_up(durable: &Durable, run: RunId, steal: bool, reason: &str) -> Result<(), Diagnostic> {
+    let found = patiently!(durable.store.run(&Scope::all(), run)).map_err(|error| store_report(&error))?;
+    if found.status.is_ended() {
+        return Ok(());
+    }
+    let held = hold(durable, run, if steal { AcquireMode::Steal } else { AcquireMode::Free }).await?;
+    patiently!(durable.store.release(&held.fence)).map_err(|error| store_report(&error))?;
+    let asked = patiently!(durable.store.request_cancel(&Scope::all(), run, &durable.actor, Some(reason)));
+    asked.map(|_| ()).map_err(|error| store_report(&error))
 }
 
 /// Writes down how the run ended.

@@ -9,6 +9,7 @@ use datafusion::datasource::file_format::arrow::ArrowFormat;
 use datafusion::datasource::file_format::csv::CsvFormat;
 use datafusion::datasource::file_format::json::JsonFormat;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
+use rowmill_json::ExactJsonFormat;
 use rowmill_spec::{Compression, CsvOptions, Format};
 
 /// The format and compression that a file name tells: `x.parquet`, `x.csv.gz`, `x.jsonl.zst`. Either may be absent.
@@ -68,11 +69,11 @@ pub fn reader(
     match format {
         Format::Parquet => Arc::new(ParquetFormat::default().with_options(parquet.clone())),
         Format::Arrow => Arc::new(ArrowFormat),
-        Format::Json => Arc::new(JsonFormat::default().with_options(JsonOptions {
+        Format::Json => Arc::new(ExactJsonFormat::new(JsonFormat::default().with_options(JsonOptions {
             compression: file_compression(compression),
             schema_infer_max_rec: Some(csv.infer_rows),
             ..JsonOptions::default()
-        })),
+        }))),
         Format::Csv => Arc::new(CsvFormat::default().with_options(ReaderCsvOptions {
             has_header: Some(csv.header),
             delimiter: csv.delimiter,
