@@ -178,7 +178,7 @@ fn a_scheduler_that_dies_under_a_run_costs_time_only() {
     let flow = FLOW.replace(
         "SELECT country, count(*) AS orders, sum(amount) AS amount, max(day) AS last\n      FROM joined GROUP BY country",
         "SELECT a.country, count(*) AS orders, sum(a.amount + b.amount) AS amount, max(a.day) AS last\n      \
-         FROM joined a JOIN joined b ON a.id % 20 = b.id % 20 JOIN orders c ON c.id % 100 = a.id % 100\n      \
+         FROM joined a JOIN joined b ON a.id % 10 = b.id % 10 JOIN orders c ON c.id % 100 = a.id % 100\n      \
          GROUP BY a.country",
     );
     cluster.scratch.write("flow.yaml", &flow);

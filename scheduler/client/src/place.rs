@@ -277,8 +277,10 @@ fn operator_is_supported(node: &Arc<dyn ExecutionPlan>) -> bool {
     {
         return false;
     }
-    // What a window's function leaves out (`FILTER`) is not sent; its name tells of it.
-    let filters = |function: &Arc<dyn WindowExpr>| function.name().contains(" FILTER (");
+    // What a window's function leaves out is not sent; its name tells of it.
+    let filters = |function: &Arc<dyn WindowExpr>| {
+        [" FILTER (", "IGNORE NULLS", "DISTINCT "].iter().any(|word| function.name().contains(word))
+    };
     if let Some(window) = node.downcast_ref::<WindowAggExec>() {
         return !window.window_expr().iter().any(filters);
     }

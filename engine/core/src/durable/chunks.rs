@@ -151,7 +151,8 @@ fn read_file(path: &Path) -> Result<(SchemaRef, Vec<RecordBatch>), DataFusionErr
         drop(reader);
         compare(&mut file, &checksum)?;
         // The end is not part of the sum: what is read is the stream before it.
-        file.seek(SeekFrom::Start(start_of_stream(&mut file)?))?;
+        let start = start_of_stream(&mut file)?;
+        file.seek(SeekFrom::Start(start))?;
         let reader = StreamReader::try_new_buffered(file, None)?;
         let schema = reader.schema();
         Ok((schema, reader.collect::<Result<Vec<_>, ArrowError>>()?))
