@@ -24,7 +24,7 @@ MAY_USE = {
     "rowmill-features": set(),
     "rowmill-cores": set(),
     "rowmill-wire": {"rowmill-features", "rowmill-step"},
-    "rowmill-scheduler": {"rowmill-features", "rowmill-cores", "rowmill-wire"},
+    "rowmill-scheduler": {"rowmill-features", "rowmill-cores", "rowmill-wire", "rowmill-store"},
     "rowmill-executor": {"rowmill-features", "rowmill-wire", "rowmill-step"},
     "rowmill-cluster": {
         "rowmill-features", "rowmill-spec", "rowmill-engine", "rowmill-wire", "rowmill-step", "rowmill-cores",

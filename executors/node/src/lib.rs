@@ -22,6 +22,7 @@ mod options;
 mod process;
 mod server;
 mod tasks;
+mod terms;
 mod work_dir;
 
 pub use calls::{BuildsSteps, BuiltStep};

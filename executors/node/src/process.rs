@@ -28,6 +28,7 @@ use rowmill_wire::alive::{AliveRequest, say_alive};
 use rowmill_wire::calls::CallsServer;
 use rowmill_wire::codec::RowmillCodec;
 use rowmill_wire::handshake::{Handshake, Right};
+use rowmill_wire::leader::{Schedulers, Standby};
 use rowmill_wire::transport::ConnectError;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -41,11 +42,14 @@ use crate::error::Error;
 use crate::options::Options;
 use crate::server::TaskServer;
 use crate::tasks::{Tasks, connect};
+use crate::terms::Followed;
 use crate::work_dir::WorkDir;
 
 /// The wait before a scheduler is looked for again, at first and at most.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(3);
+/// How long one scheduler of several may take to answer before another is asked.
+const ONE_OF_SEVERAL: Duration = Duration::from_secs(3);
 /// Share of the machine's memory that tasks may reserve when nothing is configured.
 const MEMORY_SHARE: f64 = 0.6;
 
@@ -86,7 +90,9 @@ async fn run_until(options: Options, mut stop: BoxFuture<'static, ()>) -> Result
     ));
     let tasks = Arc::new(Tasks::try_new(executor.clone(), engine, &options)?);
     let (given_up, mut gone) = mpsc::channel(4);
+    let followed = Arc::new(Followed::default());
     let server = TaskServer {
+        followed: followed.clone(),
         executor: executor.clone(),
         tasks: tasks.clone(),
         codec: BallistaCodec::new(Arc::new(BallistaLogicalExtensionCodec::default()), RowmillCodec::shared()),
@@ -119,7 +125,9 @@ async fn run_until(options: Options, mut stop: BoxFuture<'static, ()>) -> Result
         metadata,
         tasks: &tasks,
         work_dir: &work_dir,
-        channel: None,
+        schedulers: Schedulers::new(options.schedulers.clone(), options.handshake.transport()),
+        followed,
+        at: None,
         draining: false,
         memory_bytes: memory(&options).unwrap_or(0),
     };
@@ -179,7 +187,10 @@ struct Member<'a> {
     metadata: ExecutorRegistration,
     tasks: &'a Arc<Tasks>,
     work_dir: &'a WorkDir,
-    channel: Option<Channel>,
+    schedulers: Schedulers,
+    followed: Arc<Followed>,
+    /// The scheduler that took its last sign of life.
+    at: Option<(String, Channel)>,
     draining: bool,
     memory_bytes: u64,
 }
@@ -205,35 +216,85 @@ impl Member<'_> {
     /// # Errors
     /// One answers and refuses.
     async fn join(&mut self) -> Result<Option<String>, Error> {
-        let mut silent = Vec::new();
-        for scheduler in &self.options.schedulers {
-            let channel = match connect(&self.options.handshake, scheduler).await {
+        let (mut silent, mut asked) = (Vec::new(), Vec::new());
+        while let Some(address) = self.next(&mut asked) {
+            let channel = match self.connect(&address).await {
                 Ok(channel) => channel,
-                Err(ConnectError::Silent { address, why }) => {
-                    silent.push(format!("{address}: {why}"));
+                Err(why) => {
+                    silent.push(why?);
                     continue;
                 }
-                Err(error) => return Err(Error::Refused(error.to_string())),
             };
             let message = RegisterExecutorParams { metadata: Some(self.metadata.clone()) };
             match SchedulerGrpcClient::new(channel.clone()).register_executor(message).await {
                 Ok(_) => {
-                    self.follow(channel);
+                    self.follow(address, channel);
                     return Ok(None);
                 }
                 Err(status) if is_refusal(&status) => {
-                    return Err(Error::Refused(format!("{scheduler}: {}", status.message())));
+                    return Err(Error::Refused(format!("{address}: {}", status.message())));
                 }
-                Err(status) => silent.push(format!("{scheduler}: {}", status.message())),
+                Err(status) => silent.push(self.unanswered(&address, &status)),
             }
         }
         Ok(Some(silent.join("; ")))
     }
 
+    /// The next scheduler to ask that was not asked in this round.
+    fn next(&self, asked: &mut Vec<String>) -> Option<String> {
+        let next = self.schedulers.order().into_iter().find(|address| !asked.contains(address))?;
+        asked.push(next.clone());
+        Some(next)
+    }
+
+    /// Connects to a scheduler. Otherwise why it does not answer, or why it is not to be asked again.
+    async fn connect(&mut self, address: &str) -> Result<Channel, Result<String, Error>> {
+        let connected = self.in_time(connect(&self.options.handshake, address)).await;
+        let given = self.options.schedulers.iter().any(|given| given == address);
+        match connected {
+            Some(Ok(channel)) => Ok(channel),
+            // One that another scheduler named and that shows no certificate of the cluster is none.
+            Some(Err(error)) if given && !matches!(error, ConnectError::Silent { .. }) => {
+                Err(Err(Error::Refused(error.to_string())))
+            }
+            Some(Err(ConnectError::Silent { address, why })) => {
+                self.schedulers.silent(&address);
+                Err(Ok(format!("{address}: {why}")))
+            }
+            Some(Err(error)) => {
+                self.schedulers.silent(address);
+                Err(Ok(error.to_string()))
+            }
+            None => {
+                self.schedulers.silent(address);
+                Err(Ok(format!("{address}: no answer in {} s", ONE_OF_SEVERAL.as_secs())))
+            }
+        }
+    }
+
+    /// Waits less long for one scheduler where there are others.
+    async fn in_time<T>(&self, asked: impl Future<Output = T>) -> Option<T> {
+        match self.schedulers.count() {
+            0 | 1 => Some(asked.await),
+            _ => tokio::time::timeout(ONE_OF_SEVERAL, asked).await.ok(),
+        }
+    }
+
+    /// A scheduler did not do what it was asked: the next is another.
+    fn unanswered(&mut self, address: &str, status: &tonic::Status) -> String {
+        match Standby::read(status) {
+            Some(standby) => self.schedulers.stands_by(address, &standby),
+            None => {
+                self.schedulers.silent(address);
+                format!("{address}: {}", status.message())
+            }
+        }
+    }
+
     /// This scheduler takes signs of life, and reports go to it.
-    fn follow(&mut self, channel: Channel) {
+    fn follow(&mut self, address: String, channel: Channel) {
         self.tasks.report_to(channel.clone());
-        self.channel = Some(channel);
+        self.at = Some((address, channel));
     }
 
     /// Says that it is alive and what it runs; stops what nobody waits for. A scheduler that forgot it takes it anew.
@@ -243,17 +304,36 @@ impl Member<'_> {
             Ok(needed) => needed,
             Err(why) => {
                 tracing::warn!("no heartbeat: {why}");
-                self.channel = None;
+                self.at = None;
                 true
             }
         }
     }
 
     async fn try_beat(&mut self) -> Result<bool, String> {
-        let channel = match &self.channel {
-            Some(channel) => channel.clone(),
-            None => self.find().await?,
-        };
+        let (mut said, mut asked) = (Vec::new(), Vec::new());
+        if let Some((address, channel)) = self.at.take() {
+            asked.push(address.clone());
+            match self.beat_at(address, channel).await {
+                Ok(needed) => return Ok(needed),
+                Err(why) => said.push(why),
+            }
+        }
+        // Others at once, should there be some.
+        while let Some(address) = self.next(&mut asked) {
+            match self.connect(&address).await {
+                Ok(channel) => match self.beat_at(address, channel).await {
+                    Ok(needed) => return Ok(needed),
+                    Err(why) => said.push(why),
+                },
+                Err(why) => said.push(why.unwrap_or_else(|error| error.to_string())),
+            }
+        }
+        Err(said.join("; "))
+    }
+
+    /// A sign of life to one scheduler, which is followed if it takes it.
+    async fn beat_at(&mut self, address: String, channel: Channel) -> Result<bool, String> {
         // While it drains too: Ballista takes what a terminating executor reports for lost.
         let state = executor_status::Status::Active(String::new());
         let message = HeartBeatParams {
@@ -263,40 +343,42 @@ impl Member<'_> {
             metadata: Some(self.metadata.clone()),
         };
         let mut client = SchedulerGrpcClient::new(channel.clone());
-        client.heart_beat_from_executor(message).await.map_err(|status| status.message().to_owned())?;
-        let message = AliveRequest {
-            executor: self.metadata.id.clone(),
-            running: self.tasks.open(),
-            draining: self.draining,
-            held: self.work_dir.jobs(),
-            memory_bytes: self.memory_bytes,
+        let said = async {
+            client.heart_beat_from_executor(message).await?;
+            let signs = AliveRequest {
+                executor: self.metadata.id.clone(),
+                running: self.tasks.open(),
+                draining: self.draining,
+                held: self.work_dir.jobs(),
+                memory_bytes: self.memory_bytes,
+            };
+            say_alive(channel.clone(), signs).await
         };
-        let answer = say_alive(channel.clone(), message).await.map_err(|status| status.message().to_owned())?;
+        let answer = match self.in_time(said).await {
+            Some(Ok(answer)) => answer,
+            Some(Err(status)) => return Err(self.unanswered(&address, &status)),
+            None => {
+                self.schedulers.silent(&address);
+                return Err(format!("{address}: no answer in {} s", ONE_OF_SEVERAL.as_secs()));
+            }
+        };
+        if let Err(why) = self.followed.follow(answer.term, self.tasks).await.map(drop) {
+            self.schedulers.silent(&address);
+            return Err(format!("{address}: {why}"));
+        }
         self.tasks.stop(answer.stop).await;
         for job in answer.forget {
             if let Err(error) = WorkDir::remove_job(self.work_dir.shuffle(), &job, &[]) {
                 tracing::warn!(job, "what is left of the job could not be removed: {error}");
             }
         }
-        self.follow(channel);
+        self.follow(address, channel);
         Ok(answer.needed)
-    }
-
-    /// The first scheduler that answers.
-    async fn find(&self) -> Result<Channel, String> {
-        let mut refusals = Vec::new();
-        for scheduler in &self.options.schedulers {
-            match connect(&self.options.handshake, scheduler).await {
-                Ok(channel) => return Ok(channel),
-                Err(error) => refusals.push(error.to_string()),
-            }
-        }
-        Err(refusals.join("; "))
     }
 
     /// Tells the scheduler that it goes, so that its work is placed elsewhere at once.
     async fn leave(&mut self) {
-        let Some(channel) = self.channel.take() else { return };
+        let Some((_, channel)) = self.at.take() else { return };
         let message = ExecutorStoppedParams {
             executor_id: self.metadata.id.clone(),
             reason: "the executor was asked to stop".to_owned(),

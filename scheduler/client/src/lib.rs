@@ -30,4 +30,4 @@ mod submit;
 pub use exec::ClusterExec;
 pub use options::{AddressError, Options, parse_address};
 pub use rowmill_cores::routing::Strategy as Routing;
-pub use submit::{Cluster, ConnectError};
+pub use submit::{Cluster, ConnectError, SchedulerState};

@@ -23,12 +23,13 @@ use rowmill_step::StepExecutor;
 use rowmill_wire::codec::RowmillCodec;
 use rowmill_wire::files::ResultFile;
 use rowmill_wire::jobs::{
-    BEAT, Event, Finished, Refused, RefusedFor, Setting, StatusResponse, SubmitRequest, Waiting, status, submit,
+    BEAT, Event, Finished, Progress, Refused, RefusedFor, Setting, StatusResponse, SubmitRequest, Waiting, status, submit,
 };
+use rowmill_wire::leader::{Role, Schedulers, Standby, role};
 use rowmill_wire::name::ExecutorName;
 use rowmill_wire::transport;
-use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status, Streaming};
 
 use crate::calls;
 use crate::exec::Placed;
@@ -43,9 +44,17 @@ const SILENCE: Duration = Duration::from_secs(4 * BEAT.as_secs());
 /// How long connecting may take, and one piece of a result to come.
 const CONNECT: Duration = Duration::from_secs(5);
 const PIECE: Duration = Duration::from_secs(30);
-/// The wait before a part is submitted again, at first and at most.
+/// Silence after which the other schedulers are asked whether one of them leads by now, and the wait before they are
+/// asked again.
+const WONDER: Duration = Duration::from_secs(3);
+const AGAIN: Duration = Duration::from_secs(1);
+/// How long one of several schedulers may take to say its role.
+const ROLE: Duration = Duration::from_secs(2);
+/// The wait before a part is submitted again, at first and at most; at most where there are several schedulers, one of
+/// which takes over soon.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
+const TAKE_OVER_WAIT: Duration = Duration::from_millis(400);
 /// How often a part is submitted again that the cluster took and lost.
 const MOST_LOSSES: u32 = 10;
 /// After so many losses for one reason it is taken to come again each time.
@@ -69,6 +78,14 @@ pub enum ConnectError {
     Insecure(String),
 }
 
+impl ConnectError {
+    /// The reason alone.
+    fn why(self) -> String {
+        let (Self::Silent(why) | Self::Refused(why) | Self::Insecure(why)) = self;
+        why
+    }
+}
+
 /// A connection to a cluster. Cheap to clone.
 #[derive(Clone)]
 pub struct Cluster {
@@ -77,7 +94,9 @@ pub struct Cluster {
 
 struct Inner {
     options: Options,
-    channel: Mutex<Option<Channel>>,
+    /// The scheduler that was found last, with its address.
+    found: Mutex<Option<(Arc<str>, Channel)>>,
+    schedulers: Mutex<Schedulers>,
     /// Whether a scheduler ever answered.
     answered: AtomicBool,
     /// Jobs that ran to their end, their results fetched.
@@ -126,6 +145,38 @@ impl Elsewhere for Cluster {
     }
 }
 
+/// Why nobody answered.
+pub(crate) enum AskError {
+    /// The cluster is not to be had.
+    Unanswered(ConnectError),
+    /// The scheduler does not understand what was asked.
+    Unreadable(Status),
+}
+
+impl From<ConnectError> for AskError {
+    fn from(error: ConnectError) -> Self {
+        Self::Unanswered(error)
+    }
+}
+
+impl From<AskError> for ConnectError {
+    fn from(error: AskError) -> Self {
+        match error {
+            AskError::Unanswered(error) => error,
+            AskError::Unreadable(status) => ConnectError::Silent(status.message().to_owned()),
+        }
+    }
+}
+
+/// What a scheduler is doing, as it says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SchedulerState {
+    /// Where it was asked, `host:port`.
+    pub address: String,
+    /// Its role, or why it does not say it.
+    pub role: std::result::Result<Role, String>,
+}
+
 /// How one attempt to have a part run ended.
 enum Ended {
     /// The cluster is not to be had, or not any more.
@@ -146,8 +197,9 @@ impl Cluster {
         let runtime = RuntimeEnvBuilder::new().with_object_store_registry(stores).build_arc()?;
         let config = SessionConfig::new_with_ballista();
         let context = SessionContext::new_with_config_rt(config, runtime).task_ctx();
-        let (channel, answered, finished) = (Mutex::new(None), AtomicBool::new(false), AtomicU64::new(0));
-        Ok(Self { inner: Arc::new(Inner { options, channel, answered, finished, context }) })
+        let schedulers = Mutex::new(Schedulers::new(options.schedulers.clone(), options.handshake.transport()));
+        let (found, answered, finished) = (Mutex::new(None), AtomicBool::new(false), AtomicU64::new(0));
+        Ok(Self { inner: Arc::new(Inner { options, found, schedulers, answered, finished, context }) })
     }
 
     /// How many jobs the cluster has run to their end for this connection and its clones.
@@ -169,46 +221,123 @@ impl Cluster {
     }
 
     async fn ask_status(&self) -> Result<StatusResponse, ConnectError> {
-        let channel = self.channel().await?;
-        match tokio::time::timeout(SILENCE, status(channel)).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(status)) => {
-                self.forget();
-                Err(judge(&status))
-            }
-            Err(_) => {
-                self.forget();
-                Err(ConnectError::Silent("it took the question and gives no answer".to_owned()))
-            }
-        }
+        Ok(self.ask(status).await?.1)
+    }
+
+    /// Asks each scheduler that was given for its role.
+    pub fn schedulers(&self) -> BoxFuture<'_, Vec<SchedulerState>> {
+        Box::pin(async move {
+            let given = &self.inner.options.schedulers;
+            let asked = given.iter().map(|address| async move {
+                SchedulerState { address: address.clone(), role: self.ask_role(address).await }
+            });
+            futures::future::join_all(asked).await
+        })
+    }
+
+    async fn ask_role(&self, address: &str) -> std::result::Result<Role, String> {
+        let asked = async {
+            let channel = connect(&self.inner.options, address).await.map_err(|error| error.to_string())?;
+            role(channel).await.map_err(|status| status.message().to_owned())
+        };
+        let late = |_| Err(format!("{address} gives no answer in {} s", ROLE.as_secs()));
+        tokio::time::timeout(ROLE, asked).await.unwrap_or_else(late)
+    }
+
+    /// Whether another scheduler that was given leads by now.
+    async fn is_replaced(&self, address: &str) -> bool {
+        let others = self.inner.options.schedulers.iter().filter(|other| *other != address);
+        let roles = futures::future::join_all(others.map(|other| self.ask_role(other))).await;
+        roles.into_iter().flatten().any(|role| role.leads || (!role.leader.is_empty() && role.leader != address))
     }
 
     pub(crate) fn options(&self) -> &Options {
         &self.inner.options
     }
 
-    pub(crate) async fn channel(&self) -> Result<Channel, ConnectError> {
-        let known = self.inner.channel.lock().clone();
-        if let Some(channel) = known {
-            return Ok(channel);
+    /// Has the scheduler that leads answer: one that stands by says who that is, and is asked no more.
+    pub(crate) async fn ask<T, F>(&self, call: impl Fn(Channel) -> F) -> Result<(Arc<str>, T), AskError>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let mut hops = self.inner.options.schedulers.len();
+        loop {
+            let (address, channel) = self.scheduler().await?;
+            let status = match tokio::time::timeout(SILENCE, call(channel)).await {
+                Ok(Ok(answer)) => return Ok((address, answer)),
+                Ok(Err(status)) => status,
+                Err(_) => {
+                    self.lose(&address);
+                    let why = "it took the question and gives no answer";
+                    return Err(ConnectError::Silent(format!("{address}: {why}")).into());
+                }
+            };
+            if status.code() == Code::InvalidArgument {
+                return Err(AskError::Unreadable(status));
+            }
+            let stands_by = Standby::read(&status).is_some();
+            let error = self.unanswered(&address, &status);
+            // Two that name each other are not followed for ever.
+            if !stands_by || hops == 0 {
+                return Err(error.into());
+            }
+            hops -= 1;
+        }
+    }
+
+    /// The scheduler that was found, or else the first that listens.
+    async fn scheduler(&self) -> Result<(Arc<str>, Channel), ConnectError> {
+        let known = self.inner.found.lock().clone();
+        if let Some(found) = known {
+            return Ok(found);
         }
         let mut silent = Vec::new();
-        for address in &self.inner.options.schedulers {
-            match connect(&self.inner.options, address).await {
+        let order = self.inner.schedulers.lock().order();
+        for address in order {
+            match connect(&self.inner.options, &address).await {
                 Ok(channel) => {
                     self.inner.answered.store(true, Ordering::Relaxed);
-                    *self.inner.channel.lock() = Some(channel.clone());
-                    return Ok(channel);
+                    let found = (Arc::<str>::from(address), channel);
+                    *self.inner.found.lock() = Some(found.clone());
+                    return Ok(found);
                 }
-                Err(ConnectError::Silent(why)) => silent.push(why),
+                // One that another scheduler named and that shows no certificate of the cluster is none.
+                Err(error) if matches!(error, ConnectError::Silent(_)) || !self.is_given(&address) => {
+                    self.inner.schedulers.lock().silent(&address);
+                    silent.push(error.why());
+                }
                 Err(refused) => return Err(refused),
             }
         }
         Err(ConnectError::Silent(silent.join("; ")))
     }
 
-    pub(crate) fn forget(&self) {
-        self.inner.channel.lock().take();
+    fn is_given(&self, address: &str) -> bool {
+        self.inner.options.schedulers.iter().any(|given| given == address)
+    }
+
+    /// A scheduler did not do what it was asked, or stopped doing it: what that means, and the next is another.
+    pub(crate) fn unanswered(&self, address: &Arc<str>, status: &Status) -> ConnectError {
+        match Standby::read(status) {
+            Some(standby) => {
+                self.lose(address);
+                ConnectError::Silent(self.inner.schedulers.lock().stands_by(address, &standby))
+            }
+            None => {
+                self.lose(address);
+                judge(status)
+            }
+        }
+    }
+
+    /// A scheduler is gone, or gives no sign of life.
+    pub(crate) fn lose(&self, address: &Arc<str>) {
+        let mut found = self.inner.found.lock();
+        // Somebody may have found another one meanwhile.
+        if found.as_ref().is_some_and(|(known, _)| known == address) {
+            found.take();
+        }
+        self.inner.schedulers.lock().silent(address);
     }
 
     /// Has a part run to its end and fetches its result.
@@ -232,10 +361,7 @@ impl Cluster {
             };
             let why = match ended {
                 Ended::Failed(error) => return Err(Arc::new(error)),
-                Ended::Silent(why) => {
-                    self.forget();
-                    why
-                }
+                Ended::Silent(why) => why,
                 Ended::Lost(why) => {
                     losses += 1;
                     let kind = without_names(&why);
@@ -260,7 +386,8 @@ impl Cluster {
             }
             tracing::warn!(part = placed.name, "submitting again: {why}");
             tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(LONGEST_WAIT);
+            let several = self.inner.options.schedulers.len() > 1;
+            wait = (wait * 2).min(if several { TAKE_OVER_WAIT } else { LONGEST_WAIT });
         }
     }
 
@@ -275,44 +402,38 @@ impl Cluster {
             let help = "the token, the certificates and the build of rowmill must be the cluster's";
             Ended::Failed(environment("RM0708", format!("the cluster refuses this process: {why}"), help))
         };
-        let channel = match self.channel().await {
-            Ok(channel) => channel,
-            Err(ConnectError::Silent(why)) => return Err(Ended::Silent(why)),
-            Err(ConnectError::Refused(why)) => return Err(refused(why)),
-            Err(ConnectError::Insecure(why)) => return Err(Ended::Failed(insecure(&why))),
-        };
         let pairs = context.session_config().to_key_value_pairs();
-        let settings =
+        let settings: Vec<Setting> =
             pairs.into_iter().filter_map(|pair| Some(Setting { key: pair.key, value: pair.value? })).collect();
-        let request = SubmitRequest {
+        let request = || SubmitRequest {
             name: placed.name.clone(),
             plan: placed.bytes.clone(),
-            settings,
+            settings: settings.clone(),
             class: placed.class.clone(),
             slots: 1,
             queue: self.inner.options.queue.clone(),
             organisation: self.inner.options.tenant.organisation.to_string(),
             team: self.inner.options.tenant.team.to_string(),
         };
-        let mut progress = match tokio::time::timeout(SILENCE, submit(channel, request)).await {
-            Ok(Ok(progress)) => progress,
-            Ok(Err(status)) if status.code() == Code::InvalidArgument => return Err(unreadable(&status)),
-            Ok(Err(status)) => {
-                return Err(match judge(&status) {
-                    ConnectError::Refused(why) => refused(why),
-                    ConnectError::Silent(why) | ConnectError::Insecure(why) => Ended::Silent(why),
-                });
-            }
-            Err(_) => return Err(Ended::Silent("it took the plan and gives no answer".to_owned())),
+        let (address, mut progress) = match self.ask(|channel| submit(channel, request())).await {
+            Ok(taken) => taken,
+            Err(AskError::Unreadable(status)) => return Err(unreadable(&status)),
+            Err(AskError::Unanswered(ConnectError::Silent(why))) => return Err(Ended::Silent(why)),
+            Err(AskError::Unanswered(ConnectError::Refused(why))) => return Err(refused(why)),
+            Err(AskError::Unanswered(ConnectError::Insecure(why))) => return Err(Ended::Failed(insecure(&why))),
+        };
+        let gone = |why: String| {
+            self.lose(&address);
+            Err(Ended::Silent(why))
         };
         let (mut job, submitted, mut asked, mut queued) = (String::new(), Instant::now(), false, false);
         let finished = loop {
-            let event = match tokio::time::timeout(SILENCE, progress.message()).await {
-                Ok(Ok(Some(event))) => event.event,
-                Ok(Ok(None)) => return Err(Ended::Silent("the scheduler stopped".to_owned())),
-                Ok(Err(status)) if status.code() == Code::InvalidArgument => return Err(unreadable(&status)),
-                Ok(Err(status)) => return Err(Ended::Silent(status.message().to_owned())),
-                Err(_) => return Err(Ended::Silent(format!("nothing was heard for {} s", SILENCE.as_secs()))),
+            let event = match self.hear(&address, &mut progress).await {
+                Some(Ok(Some(event))) => event.event,
+                Some(Ok(None)) => return gone("the scheduler stopped".to_owned()),
+                Some(Err(status)) if status.code() == Code::InvalidArgument => return Err(unreadable(&status)),
+                Some(Err(status)) => return Err(Ended::Silent(self.unanswered(&address, &status).why())),
+                None => return gone(format!("nothing was heard for {} s", SILENCE.as_secs())),
             };
             *sign = Instant::now();
             match event {
@@ -350,6 +471,30 @@ impl Cluster {
             }
         }
         Ok(result)
+    }
+
+    /// What a scheduler says next; `None` when it is silent for too long. Where there are others, that is when one of them
+    /// leads instead.
+    async fn hear(
+        &self,
+        address: &Arc<str>,
+        progress: &mut Streaming<Progress>,
+    ) -> Option<std::result::Result<Option<Progress>, Status>> {
+        let several = self.inner.options.schedulers.len() > 1;
+        let (began, mut patience) = (Instant::now(), if several { WONDER } else { SILENCE });
+        loop {
+            if let Ok(heard) = tokio::time::timeout(patience, progress.message()).await {
+                return Some(heard);
+            }
+            if several && self.is_replaced(address).await {
+                let why = format!("nothing was heard from {address}, and another scheduler leads");
+                return Some(Err(Status::unavailable(why)));
+            }
+            match SILENCE.checked_sub(began.elapsed()) {
+                Some(left) if !left.is_zero() => patience = left.min(AGAIN),
+                _ => return None,
+            }
+        }
     }
 
     /// Says which class nobody serves that a job waits for.

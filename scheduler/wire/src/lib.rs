@@ -9,6 +9,7 @@
 //! - [`alive`]: the message by which an executor says which attempts it runs;
 //! - [`calls`]: having attempts of steps that are not SQL made on an executor, and who serves a class;
 //! - [`jobs`]: submitting a plan, and hearing what becomes of it;
+//! - [`leader`]: which of several schedulers leads, and finding it;
 //! - [`files`]: reading a result from the executors that hold it.
 
 pub mod alive;
@@ -18,6 +19,7 @@ pub mod codec;
 pub mod files;
 pub mod handshake;
 pub mod jobs;
+pub mod leader;
 pub mod name;
 pub mod step;
 pub mod token;
