@@ -19,7 +19,8 @@ use tonic::Streaming;
 
 use super::link::{Link, News, Opening, Teller};
 use super::members::{Members, Pick, ToOpen};
-use crate::submit::{Cluster, ConnectError, connect};
+use crate::reach::{ConnectError, connect};
+use crate::submit::Cluster;
 
 /// A scheduler that says nothing for so long is asked anew.
 const SILENCE: Duration = Duration::from_secs(4 * BEAT.as_secs());
