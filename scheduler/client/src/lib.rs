@@ -30,6 +30,6 @@ mod submit;
 
 pub use exec::ClusterExec;
 pub use options::{AddressError, Options, parse_address};
-pub use rowmill_cores::routing::Strategy as Routing;
 pub use reach::{ConnectError, SchedulerState};
+pub use rowmill_cores::routing::Strategy as Routing;
 pub use submit::Cluster;

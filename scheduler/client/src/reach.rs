@@ -212,7 +212,7 @@ impl Cluster {
 
     /// Waits for what a scheduler says. Why it is not waited for any more, when it is silent for too long; where there are
     /// others, that is when one of them leads instead.
-    async fn patiently<T>(&self, address: &str, said: impl Future<Output = T>) -> Result<T, String> {
+    pub(crate) async fn patiently<T>(&self, address: &str, said: impl Future<Output = T>) -> Result<T, String> {
         let several = self.inner.options.schedulers.len() > 1;
         let (began, mut patience) = (Instant::now(), if several { WONDER } else { SILENCE });
         tokio::pin!(said);

@@ -21,9 +21,7 @@ use rowmill_spec::{Diagnostic, Fault};
 use rowmill_step::StepExecutor;
 use rowmill_wire::codec::RowmillCodec;
 use rowmill_wire::files::ResultFile;
-use rowmill_wire::jobs::{
-    Event, Finished, Refused, RefusedFor, Setting, SubmitRequest, Waiting, submit,
-};
+use rowmill_wire::jobs::{Event, Finished, Refused, RefusedFor, Setting, SubmitRequest, Waiting, submit};
 use rowmill_wire::leader::Schedulers;
 use rowmill_wire::name::ExecutorName;
 use tonic::Code;

@@ -10,7 +10,6 @@ use rowmill_cores::election::{ElectionAction, Elector};
 use rowmill_cores::ids::Fence;
 use rowmill_cores::journal::Acquired;
 use rowmill_store::{Error as StoreFailure, NamedFence, NamedLease, Owner};
-use rowmill_wire::transport::TransportError;
 use tokio::task::JoinSet;
 
 use super::ballot::Election;
@@ -68,7 +67,7 @@ impl Candidate {
         // Found out now and not in the middle of the first term.
         options.handshake.transport().check_host(&address.ip().to_string())?;
         options.handshake.transport().check_host(&options.host)?;
-        let listener = listener.into_std().map_err(TransportError::System)?;
+        let listener = listener.into_std()?;
         let reached = options.reached_at(address.port());
         let elector = Arc::new(Clocked::new(Elector::new(election.times())));
         let (known, requests) = (Arc::new(Mutex::new(None)), JoinSet::new());

@@ -33,7 +33,7 @@ impl Seat {
         let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("standby").enable_all().build()?;
         let serving = runtime.spawn(async move {
             standby::serve(handshake, tokio::net::TcpListener::from_std(own)?, known).await?;
-            Ok(None)
+            Ok::<Option<Scheduler>, Error>(None)
         });
         Ok(Self { serving: Some(serving), scheduler: None, runtime: Some(runtime) })
     }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rowmill::Diagnostics;
 use rowmill::spec::config;
 use rowmill_cluster::stores::Stores;
-use rowmill::Diagnostics;
 use rowmill_scheduler::{
     AdmissionOptions, Candidate, Election, Error, Options, QueueOptions, QuotaOptions, Scheduler, StoreAt,
 };
@@ -70,7 +70,8 @@ async fn one_of_several(options: Options, at: &StoreAt, cluster: &config::Cluste
 
 /// The store that a text names.
 fn store_at(text: &str) -> Result<StoreAt, Diagnostics> {
-    let help = "write a path, `postgres://USER@HOST/DATABASE`, or `env:NAME` or `file:/path` where a URL with a password is";
+    let help =
+        "write a path, `postgres://USER@HOST/DATABASE`, or `env:NAME` or `file:/path` where a URL with a password is";
     let found = match config::Secret::reference(text) {
         Some(secret) => {
             let found = secret.resolve(|name| std::env::var(name).ok(), |path| std::fs::read_to_string(path));

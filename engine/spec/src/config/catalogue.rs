@@ -272,12 +272,7 @@ pub const SETTINGS: &[Setting] = &[
         None,
         "Where schedulers of one cluster keep which of them leads: a SQLite file for schedulers of one machine, or `postgres://USER@HOST/DATABASE`; `env:NAME` or `file:/path` says where such a URL with a password is. A scheduler without it is the only one.",
     ),
-    setting(
-        "cluster.name",
-        Kind::Text,
-        Some("default"),
-        "Tells clusters apart whose schedulers share a store.",
-    ),
+    setting("cluster.name", Kind::Text, Some("default"), "Tells clusters apart whose schedulers share a store."),
     setting(
         "cluster.lease",
         Kind::Duration,
