@@ -138,6 +138,7 @@ impl Member<'_> {
     /// This scheduler takes signs of life, and reports go to it.
     fn follow(&mut self, address: String, channel: Channel) {
         self.tasks.report_to(channel.clone());
+        self.schedulers.leads(&address);
         self.at = Some((address, channel));
     }
 

@@ -131,7 +131,10 @@ impl Cluster {
         loop {
             let (address, channel) = self.scheduler().await?;
             let status = match self.patiently(&address, call(channel)).await {
-                Ok(Ok(answer)) => return Ok((address, answer)),
+                Ok(Ok(answer)) => {
+                    self.inner.schedulers.lock().leads(&address);
+                    return Ok((address, answer));
+                }
                 Ok(Err(status)) => status,
                 Err(why) => {
                     self.lose(&address);
@@ -250,5 +253,148 @@ fn judge(status: &tonic::Status) -> ConnectError {
             ConnectError::Refused(status.message().to_owned())
         }
         _ => ConnectError::Silent(status.message().to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use futures::StreamExt as _;
+    use rowmill_cores::routing::Strategy;
+    use rowmill_engine::sources::stores::StoreOptions;
+    use rowmill_wire::handshake::{Caller, Handshake, TenantName, Token};
+    use rowmill_wire::jobs::{JobsServer, ProgressStream, SubmitRequest, TakesJobs};
+    use rowmill_wire::leader::{RoleServer, standby};
+    use tokio::net::TcpListener;
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    /// What a scheduler of the tests does.
+    #[derive(Clone)]
+    enum Does {
+        Leads,
+        StandsBy(Option<String>),
+        Hangs,
+    }
+
+    /// A scheduler of the tests, and how often it was asked.
+    struct Fake {
+        address: String,
+        does: Does,
+        asked: AtomicUsize,
+    }
+
+    impl TakesJobs for Fake {
+        fn submit(&self, _: SubmitRequest, _: Caller) -> BoxFuture<'static, Result<ProgressStream, Status>> {
+            Box::pin(async { Ok(futures::stream::empty().boxed() as ProgressStream) })
+        }
+
+        fn status(&self) -> BoxFuture<'static, Result<StatusResponse, Status>> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            let (does, leader) = (self.does.clone(), self.address.clone());
+            Box::pin(async move {
+                match does {
+                    Does::Leads => Ok(StatusResponse { leader, ..StatusResponse::default() }),
+                    Does::StandsBy(leader) => Err(standby(leader.as_deref())),
+                    Does::Hangs => std::future::pending().await,
+                }
+            })
+        }
+    }
+
+    async fn listen() -> (TcpListener, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        (listener, address)
+    }
+
+    fn serve(servers: &mut JoinSet<()>, (listener, address): (TcpListener, String), does: Does) -> Arc<Fake> {
+        let fake = Arc::new(Fake { address: address.clone(), does: does.clone(), asked: AtomicUsize::new(0) });
+        let role = Role { leads: matches!(does, Does::Leads), term: 1, leader: String::new() };
+        let serving = tonic::transport::Server::builder()
+            .add_service(JobsServer::new(fake.clone()))
+            .add_service(RoleServer::new(Arc::new(move || role.clone())))
+            .serve_with_incoming(handshake().incoming(listener).unwrap());
+        servers.spawn(async move { serving.await.unwrap() });
+        fake
+    }
+
+    fn handshake() -> Handshake {
+        Handshake::new(Token::try_new("a-token-of-the-tests-0123456789").unwrap())
+    }
+
+    fn cluster(schedulers: &[&str]) -> Cluster {
+        Cluster::try_new(Options {
+            schedulers: schedulers.iter().map(|address| (*address).to_owned()).collect(),
+            handshake: handshake(),
+            queue: String::new(),
+            tenant: TenantName::default(),
+            partitions: 2,
+            stores: StoreOptions::default(),
+            patience: Duration::from_secs(60),
+            routing: Strategy::default(),
+        })
+        .unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_leader_is_found_among_those_that_were_given() {
+        let mut servers = JoinSet::new();
+        let (first, second, third) = (listen().await, listen().await, listen().await);
+        let dead = first.1.clone();
+        drop(first.0);
+        let leader = serve(&mut servers, third, Does::Leads);
+        let standby = serve(&mut servers, second, Does::StandsBy(Some(leader.address.clone())));
+        let cluster = cluster(&[&dead, &standby.address, &leader.address]);
+        assert_eq!(cluster.status().await.unwrap().leader, leader.address);
+        // It is known from then on.
+        assert_eq!(cluster.status().await.unwrap().leader, leader.address);
+        assert_eq!(standby.asked.load(Ordering::Relaxed), 1);
+        let roles = cluster.schedulers().await;
+        assert!(roles[0].role.is_err(), "{roles:?}");
+        assert_eq!(
+            roles.iter().map(|own| own.role.as_ref().is_ok_and(|role| role.leads)).collect::<Vec<_>>(),
+            [false, false, true]
+        );
+    }
+
+    #[tokio::test]
+    async fn nobody_is_led_to_an_address_that_was_not_given() {
+        let mut servers = JoinSet::new();
+        let thief = serve(&mut servers, listen().await, Does::Leads);
+        let standby = serve(&mut servers, listen().await, Does::StandsBy(Some(thief.address.clone())));
+        let error = cluster(&[&standby.address]).status().await.unwrap_err();
+        assert!(matches!(&error, ConnectError::Silent(why) if why.contains("was not given")), "{error}");
+        assert_eq!(thief.asked.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn standbys_that_name_each_other_are_not_followed_for_ever() {
+        let mut servers = JoinSet::new();
+        let (first, second) = (listen().await, listen().await);
+        let (one, other) = (first.1.clone(), second.1.clone());
+        let first = serve(&mut servers, first, Does::StandsBy(Some(other.clone())));
+        let second = serve(&mut servers, second, Does::StandsBy(Some(one.clone())));
+        let cluster = cluster(&[&one, &other]);
+        assert!(matches!(cluster.status().await, Err(ConnectError::Silent(_))));
+        let asked = first.asked.load(Ordering::Relaxed) + second.asked.load(Ordering::Relaxed);
+        assert!((2..=4).contains(&asked), "{asked}");
+        // Neither knows who leads.
+        let nobody = serve(&mut servers, listen().await, Does::StandsBy(None));
+        let error = self::cluster(&[&nobody.address]).status().await.unwrap_err();
+        assert!(matches!(&error, ConnectError::Silent(why) if why.contains("none that leads")), "{error}");
+    }
+
+    #[tokio::test]
+    async fn one_that_is_silent_is_left_once_another_leads() {
+        let mut servers = JoinSet::new();
+        let asleep = serve(&mut servers, listen().await, Does::Hangs);
+        let leader = serve(&mut servers, listen().await, Does::Leads);
+        let cluster = cluster(&[&asleep.address, &leader.address]);
+        let began = Instant::now();
+        assert_eq!(cluster.status().await.unwrap().leader, leader.address);
+        assert!(began.elapsed() < SILENCE, "it was waited for as long as one that is alone");
     }
 }

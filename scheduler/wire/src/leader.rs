@@ -145,12 +145,14 @@ pub struct Schedulers {
     next: usize,
     /// Who was named and may be gone to.
     named: Option<String>,
+    /// Who did not answer since somebody last did.
+    silent: Vec<String>,
 }
 
 impl Schedulers {
     /// Looks for the leader among these addresses, `host:port`.
     pub fn new(given: Vec<String>, transport: &Transport) -> Self {
-        Self { given, checks: transport.is_tls(), next: 0, named: None }
+        Self { given, checks: transport.is_tls(), next: 0, named: None, silent: Vec::new() }
     }
 
     /// How many were given.
@@ -170,19 +172,26 @@ impl Schedulers {
         order
     }
 
-    /// Whoever was asked does not answer, or not any more: the others are next.
-    pub fn silent(&mut self, address: &str) {
-        if self.named.as_deref() == Some(address) {
+    /// Whoever was asked leads: it is the first to be asked again.
+    pub fn leads(&mut self, address: &str) {
+        self.silent.clear();
+        if let Some(at) = self.given.iter().position(|given| given == address) {
+            self.next = at;
             self.named = None;
         }
-        if let Some(at) = self.given.iter().position(|given| given == address) {
-            self.next = (at + 1) % self.given.len();
+    }
+
+    /// Whoever was asked does not answer, or not any more: the others are next.
+    pub fn silent(&mut self, address: &str) {
+        self.pass(address);
+        if !self.silent.iter().any(|silent| silent == address) {
+            self.silent.push(address.to_owned());
         }
     }
 
     /// Whoever was asked stands by: the one that it names is next, or else the others. Says it in words.
     pub fn stands_by(&mut self, address: &str, standby: &Standby) -> String {
-        self.silent(address);
+        self.pass(address);
         let Some(leader) = &standby.leader else {
             return format!("{address} stands by, and it knows of none that leads");
         };
@@ -190,7 +199,12 @@ impl Schedulers {
             // It has just stepped down, or is about to lead.
             return format!("{address} does not lead yet");
         }
-        if self.checks || self.given.contains(leader) {
+        let given = self.given.contains(leader);
+        if given && self.silent.contains(leader) {
+            // It has died, and its lease has not run out yet: it is asked in its turn.
+            return format!("{address} stands by, and {leader}, which leads, does not answer");
+        }
+        if given || self.checks {
             self.named = Some(leader.clone());
             return format!("{address} stands by, and {leader} leads");
         }
@@ -198,6 +212,16 @@ impl Schedulers {
             "{address} stands by; {leader}, which it says leads, was not given, and without TLS no other scheduler is \
              sent the token: give the addresses of all schedulers"
         )
+    }
+
+    /// Goes on to the one after this.
+    fn pass(&mut self, address: &str) {
+        if self.named.as_deref() == Some(address) {
+            self.named = None;
+        }
+        if let Some(at) = self.given.iter().position(|given| given == address) {
+            self.next = (at + 1) % self.given.len();
+        }
     }
 }
 
@@ -231,6 +255,14 @@ mod tests {
         assert_eq!(schedulers.order(), ["c:1", "b:1", "a:1"]);
         schedulers.silent("c:1");
         assert_eq!(schedulers.order(), ["a:1", "b:1", "c:1"], "it died since");
+        let said = schedulers.stands_by("a:1", &names("c:1"));
+        assert!(said.contains("does not answer"), "{said}");
+        assert_eq!(schedulers.order(), ["b:1", "c:1", "a:1"], "which the one that stands by does not know yet");
+        schedulers.leads("b:1");
+        assert_eq!(schedulers.order(), ["b:1", "c:1", "a:1"]);
+        schedulers.stands_by("a:1", &names("c:1"));
+        assert_eq!(schedulers.order(), ["c:1", "b:1", "a:1"], "it may have come back since");
+        schedulers.silent("c:1");
         schedulers.stands_by("a:1", &Standby { leader: None });
         assert_eq!(schedulers.order(), ["b:1", "c:1", "a:1"]);
         schedulers.stands_by("b:1", &names("b:1"));
