@@ -85,17 +85,14 @@ impl Election {
         if !(1..=128).contains(&length) || cluster.chars().any(char::is_control) {
             return Err(Error::Election(StoreError::Name));
         }
-        // Somebody who waits for a lock, or for a server that is gone, is no leader: requests are made anew instead.
-        let patience = lease / ASKS;
         let store = match at {
-            StoreAt::File(path) => {
-                open_sqlite(SqliteOptions { busy_timeout: patience, readers: 1, ..SqliteOptions::file(path) }).await?
-            }
+            StoreAt::File(path) => open_sqlite(SqliteOptions { readers: 1, ..SqliteOptions::file(path) }).await?,
             StoreAt::Postgres(url) => {
                 let options = PostgresOptions {
                     pool_size: 1,
                     max_overflow: 2,
                     statement_timeout: lease,
+                    // A request that met a server that restarts is made anew, with what the elector knows then.
                     reconnect_for: Duration::ZERO,
                     ..PostgresOptions::url(url.clone())
                 };
