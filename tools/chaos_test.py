@@ -16,10 +16,11 @@ moment, does one of these to it:
 - `drain`      SIGTERM of an executor
 
 and `rowmill cluster up` starts again what has ended, as an operator would. With `--standby` the scheduler of these is the
-one that leads, and there are two more, after which nobody starts anything before the run has ended:
+one that leads, and there are three more, after which nobody starts anything before the run has ended:
 
 - `leader`        SIGKILL of the scheduler that leads
 - `leader-sleep`  SIGSTOP of it for longer than its lease, then SIGCONT; afterwards it must not lead
+- `lockout`       the store is locked for longer than the lease: nobody may lead until it is free
 
 Of each round is asked:
 
@@ -43,6 +44,7 @@ import pathlib
 import random
 import shutil
 import signal
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -51,7 +53,7 @@ import time
 import traceback
 
 FAULTS = ("executor", "executors", "scheduler", "both", "sleep", "sleeper", "drain")
-STANDBY_FAULTS = ("leader", "leader-sleep")
+STANDBY_FAULTS = ("leader", "leader-sleep", "lockout")
 # What times to recovery ought to be, in seconds.
 TARGETS = {"executor": 3.0, "scheduler": 10.0}
 # Longer than the lease of a leader (`cluster.lease`, 4 s), which has then run out for certain.
@@ -163,10 +165,14 @@ class Cluster:
         """Process ids by name."""
         return {process["name"]: process["pid"] for process in self.record()["processes"]}
 
+    def schedulers(self) -> list:
+        """The addresses of all schedulers."""
+        record = self.record()
+        return [record["address"], *record.get("standbys", [])]
+
     def leader(self) -> tuple:
         """The scheduler that leads: its name, its address, its term. Waits while none does."""
-        record = self.record()
-        addresses = [record["address"], *record.get("standbys", [])]
+        addresses = self.schedulers()
         if len(addresses) == 1:
             return "scheduler", addresses[0], 0
         deadline = time.monotonic() + 60
@@ -309,6 +315,27 @@ def settle(cluster: Cluster, figures: collections.Counter) -> None:
     figures["settled"] += 1
 
 
+def lock_out(cluster: Cluster) -> str:
+    """Locks the schedulers' store until nobody leads any more. Gives what was done in words."""
+    term = cluster.leader()[2]
+    lock = sqlite3.connect(cluster.folder / "state" / "cluster" / "schedulers.db", isolation_level=None, timeout=10)
+    try:
+        lock.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        waiting = set(cluster.schedulers())
+        while waiting:
+            require(time.monotonic() - began < 20, f"{waiting} lead, and cannot renew")
+            waiting = {address for address in waiting if "stands by" not in cluster.ask(address).stderr}
+        took = time.monotonic() - began
+        lock.execute("ROLLBACK")
+    finally:
+        lock.close()
+    began = time.monotonic()
+    after = cluster.leader()
+    require(after[2] > term, f"term {term} goes on as {after[2]}")
+    return f"locked the store; nobody led after {took:.1f} s, and {after[0]} {time.monotonic() - began:.1f} s after that"
+
+
 def take_over(cluster: Cluster, fault: str, out: pathlib.Path, reference: Reference, times: dict) -> str:
     """Takes the scheduler that leads away; another must lead soon. Gives what was done in words."""
     name, address, term = cluster.leader()
@@ -343,7 +370,9 @@ def round_of(cluster: Cluster, number: int, fault: str, chance: random.Random, r
     run = cluster.start("chaos.yaml", out)
     time.sleep(chance.uniform(0.0, undisturbed_s))
     in_time = run.poll() is None
-    if fault in STANDBY_FAULTS:
+    if fault == "lockout":
+        what = lock_out(cluster)
+    elif fault in STANDBY_FAULTS:
         what = take_over(cluster, fault, out, reference, times)
     else:
         what = disturb(cluster, fault, chance, times)

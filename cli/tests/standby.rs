@@ -91,7 +91,7 @@ fn a_standby_takes_over_when_the_leader_dies_under_a_run() {
     assert_eq!(sorted(&cluster.scratch, "out/ranked.csv"), there);
 
     // It is started again, and stands by; one that is told to stop hands over.
-    cluster.rowmill(&["cluster", "up", "--standby", "2"]).fails(2, &["1 schedulers that stand by", "cluster down"]);
+    cluster.rowmill(&["cluster", "up", "--standby", "2"]).fails(2, &["started with --standby 1", "cluster down"]);
     cluster.rowmill(&["cluster", "up"]).ok();
     assert_eq!(leader(&cluster).unwrap(), second);
     kill_process(cluster.pid(&second.name), Signal::TERM).unwrap();

@@ -89,7 +89,7 @@ async fn try_up(
     let mut record = match Record::read(&folder)? {
         Some(record) if standby.is_some_and(|asked| asked as usize != record.standbys.len()) => {
             // Executors were told the addresses of those that there are.
-            let message = format!("the cluster was started with {} schedulers that stand by", record.standbys.len());
+            let message = format!("the cluster was started with --standby {}", record.standbys.len());
             return Err(usage(message, "stop it first: `rowmill cluster down`"));
         }
         Some(record) => record,
