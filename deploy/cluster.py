@@ -3,7 +3,7 @@
 
 Each process runs under the user that ssh logs in as, in a folder of its own on its machine: token and configuration
 (readable by that user alone), its log, its process id. Tokens travel through ssh's standard input, never on a command
-line.
+line, and so does the URL of the PostgreSQL database by which several schedulers elect the one that leads.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 
 HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]*")
 VALUE = re.compile(r"[A-Za-z0-9_.,:/\[\]-]+")
-CLUSTER_KEYS = {"token": None, "config": None, "rowmill": "rowmill", "folder": "/var/tmp/rowmill-cluster"}
+CLUSTER_KEYS = {"token": None, "config": None, "store": None, "rowmill": "rowmill", "folder": "/var/tmp/rowmill-cluster"}
 MACHINE_KEYS = {
     "scheduler": {"address", "port", "listen"},
     "executor": {"address", "listen", "class", "slots", "drain_s", "task_port", "result_port"},
@@ -44,7 +44,7 @@ class Machine:
 
 @dataclass
 class Inventory:
-    """What to start, the scheduler first."""
+    """What to start, schedulers first."""
 
     cluster: dict
     machines: list
@@ -78,8 +78,14 @@ def read(text: str) -> Inventory:
             machines.append(Machine(host, role, f"{role}-{count}" if count else role, options))
         else:
             raise Wrong(f"line {number}: `{line}` stands before [cluster] and [machines]")
-    if sum(1 for machine in machines if machine.role == "scheduler") != 1:
-        raise Wrong("one machine is the scheduler, and only one")
+    schedulers = sum(1 for machine in machines if machine.role == "scheduler")
+    if schedulers == 0:
+        raise Wrong("no machine is a scheduler")
+    if schedulers > 1 and cluster["store"] is None:
+        raise Wrong(
+            f"there are {schedulers} schedulers and [cluster] has no `store`, the file that holds the URL of the "
+            "PostgreSQL database by which they elect the one that leads"
+        )
     if cluster["token"] is None:
         raise Wrong("[cluster] has no `token`, the file that holds the cluster's token")
     return Inventory(cluster, sorted(machines, key=lambda machine: machine.role != "scheduler"))
@@ -93,9 +99,11 @@ def arguments(inventory: Inventory, machine: Machine) -> list:
     if inventory.cluster["config"]:
         own += ["--config", f"{folder}/rowmill.yaml"]
     if machine.role == "scheduler":
+        if inventory.cluster["store"]:
+            own += ["--store", f"file:{folder}/store"]
         return [*own, "--listen", f"{listen}:{options.get('port', '7780')}", "--host", machine.address]
-    scheduler = inventory.machines[0]
-    own += ["--scheduler", f"{scheduler.address}:{scheduler.options.get('port', '7780')}"]
+    schedulers = [other for other in inventory.machines if other.role == "scheduler"]
+    own += ["--scheduler", ",".join(f"{other.address}:{other.options.get('port', '7780')}" for other in schedulers)]
     own += ["--listen", listen, "--host", machine.address, "--work-dir", f"{folder}/work"]
     for name in options.get("class", "cpu").split(","):
         own += ["--class", name]
@@ -117,6 +125,8 @@ def steps(inventory: Inventory, action: str) -> list:
             all_steps.append((machine, f"umask 077; mkdir -p {folder} && cat > {folder}/token", cluster["token"]))
             if cluster["config"]:
                 all_steps.append((machine, f"umask 077; cat > {folder}/rowmill.yaml", cluster["config"]))
+            if cluster["store"] and machine.role == "scheduler":
+                all_steps.append((machine, f"umask 077; cat > {folder}/store", cluster["store"]))
             command = shlex.join(arguments(inventory, machine))
             start = f"cd {folder} && {{ setsid nohup {command} >> log 2>&1 < /dev/null & echo $! > pid; }}"
             check = f"sleep 1; {alive} || {{ tail -n 5 {folder}/log; exit 1; }}"
@@ -126,7 +136,7 @@ def steps(inventory: Inventory, action: str) -> list:
         else:
             wait = f"for _ in $(seq 300); do {alive} || break; sleep 0.5; done"
             stop = f"{alive} && {{ kill -TERM \"$(cat {folder}/pid)\"; {wait}; }}"
-            all_steps.append((machine, f"{stop}; rm -f {folder}/pid {folder}/token", None))
+            all_steps.append((machine, f"{stop}; rm -f {folder}/pid {folder}/token {folder}/store", None))
     return all_steps
 
 

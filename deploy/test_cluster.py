@@ -51,6 +51,7 @@ class Script(unittest.TestCase):
             "[machines]\nhost scheduler",
             "[cluster]\ntoken = t\n[machines]\nhost executor",
             "[cluster]\ntoken = t\n[machines]\na scheduler\nb scheduler",
+            "[cluster]\ntoken = t\nstore = s\n[machines]\na executor",
             "[cluster]\ntoken = t\n[machines]\n-oProxyCommand=x scheduler",
             "[cluster]\ntoken = t\n[machines]\nhost scheduler port=1;reboot",
             "[cluster]\ntoken = t\n[machines]\nhost scheduler slots=3",
@@ -60,6 +61,22 @@ class Script(unittest.TestCase):
         for text in wrong:
             with self.assertRaises(cluster.Wrong, msg=text):
                 cluster.read(text)
+
+    def test_several_schedulers_share_a_store_and_executors_know_all_of_them(self):
+        text = "[cluster]\ntoken = t\nstore = url\n[machines]\na scheduler\nc executor\nb scheduler port=7781\n"
+        inventory = cluster.read(text)
+        self.assertEqual([machine.role for machine in inventory.machines], ["scheduler", "scheduler", "executor"])
+        for machine in inventory.machines[:2]:
+            own = cluster.arguments(inventory, machine)
+            self.assertIn("--store file:/var/tmp/rowmill-cluster/scheduler/store", shlex.join(own))
+            used = {word for word in own if word.startswith("--")}
+            self.assertLessEqual(used, known_options("scheduler"))
+        executor = shlex.join(cluster.arguments(inventory, inventory.machines[2]))
+        self.assertIn("--scheduler a:7780,b:7781", executor)
+        self.assertNotIn("--store", executor)
+        # The URL goes the way of the token: through standard input, to schedulers alone.
+        sent = [(machine.host, source) for machine, _, source in cluster.steps(inventory, "up") if source == "url"]
+        self.assertEqual(sent, [("a", "url"), ("b", "url")])
 
     def test_the_commands_start_and_stop_processes(self):
         """Runs the commands of each step on this machine, with a `rowmill` that sleeps."""

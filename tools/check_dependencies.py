@@ -25,8 +25,8 @@ MAY_USE = {
     "rowmill-cores": set(),
     "rowmill-json": {"rowmill-features"},
     "rowmill-wire": {"rowmill-features", "rowmill-step"},
-    "rowmill-scheduler": {"rowmill-features", "rowmill-cores", "rowmill-wire"},
     "rowmill-executor": {"rowmill-features", "rowmill-json", "rowmill-wire", "rowmill-step"},
+    "rowmill-scheduler": {"rowmill-features", "rowmill-cores", "rowmill-wire", "rowmill-store"},
     "rowmill-cluster": {
         "rowmill-features", "rowmill-json", "rowmill-spec", "rowmill-engine", "rowmill-wire", "rowmill-step",
         "rowmill-cores",

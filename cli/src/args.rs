@@ -61,7 +61,8 @@ pub(crate) struct WorkflowArguments {
 /// Which cluster, and what opens it.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct ClusterArguments {
-    /// Run on this cluster: HOST:PORT of its scheduler, or `local` for the one that `rowmill cluster up` started
+    /// Run on this cluster: HOST:PORT of its scheduler, or of all of them, separated by commas; or `local` for the one
+    /// that `rowmill cluster up` started
     #[arg(long, value_name = "ADDRESS", env = "ROWMILL_CLUSTER")]
     pub(crate) cluster: Option<String>,
     /// The file that holds the cluster's token [default: the variable ROWMILL_CLUSTER_TOKEN]
@@ -84,6 +85,10 @@ pub(crate) struct SchedulerArguments {
     /// Seconds that a stage waits for an executor of its class before its run fails
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub(crate) queue_timeout_s: u64,
+    /// Be one of several, and lead or stand by as this store says: a file, or a PostgreSQL URL, env:NAME or file:PATH of
+    /// one [setting: cluster.store]
+    #[arg(long, value_name = "PATH|URL")]
+    pub(crate) store: Option<String>,
 }
 
 /// An executor.
@@ -95,8 +100,8 @@ pub(crate) struct ExecutorArguments {
     /// Partitions that it works on at a time [default: one for each core]
     #[arg(long, value_name = "N")]
     pub(crate) slots: Option<u32>,
-    /// A scheduler; may be given several times, the first that answers is joined
-    #[arg(long = "scheduler", value_name = "HOST:PORT", required = true)]
+    /// A scheduler, or all of them, separated by commas: the one that leads is joined; may be given several times
+    #[arg(long = "scheduler", value_name = "HOST:PORT,..", required = true, value_delimiter = ',')]
     pub(crate) schedulers: Vec<String>,
     /// The file that holds the cluster's token [default: the variable ROWMILL_CLUSTER_TOKEN]
     #[arg(long, value_name = "FILE")]
@@ -136,6 +141,9 @@ pub(crate) enum ClusterAction {
         /// The scheduler's port; 0 takes a free one
         #[arg(long, value_name = "PORT", default_value_t = 7780)]
         port: u16,
+        /// Schedulers that stand by and take over when the first dies [default: those that were there, or none]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=8))]
+        standby: Option<u32>,
         /// Its folder: logs, token, what executors make [default: `cluster` in the state folder]
         #[arg(long, value_name = "FOLDER")]
         dir: Option<PathBuf>,

@@ -60,7 +60,7 @@ impl Cluster {
         rustix::process::Pid::from_raw(i32::try_from(process["pid"].as_i64().unwrap()).unwrap()).unwrap()
     }
 
-    fn status(&self) -> serde_json::Value {
+    pub(crate) fn status(&self) -> serde_json::Value {
         serde_json::from_str(&self.rowmill(&["cluster", "status", "--output", "json"]).ok().out).unwrap()
     }
 
@@ -99,7 +99,7 @@ pub(crate) fn sorted(scratch: &Scratch, name: &str) -> String {
     lines.join("\n")
 }
 
-fn orders(scratch: &Scratch) {
+pub(crate) fn orders(scratch: &Scratch) {
     let mut text = String::from("id,customer,amount,day\n");
     for id in 0..5_000 {
         text += &format!("{id},c{},{}.25,2026-01-{:02}\n", id % 97, id % 1_000, id % 28 + 1);
@@ -110,7 +110,7 @@ fn orders(scratch: &Scratch) {
     scratch.write("customers.jsonl", names);
 }
 
-const FLOW: &str = "\
+pub(crate) const FLOW: &str = "\
 rowmill: 1
 name: countries
 sources:
@@ -170,18 +170,21 @@ fn workflows_give_on_a_cluster_what_they_give_here() {
     cluster.rowmill(&["run", "flow.yaml", "--cluster", "local"]).fails(2, &["there is no cluster on this machine"]);
 }
 
-#[test]
-fn a_scheduler_that_dies_under_a_run_costs_time_only() {
-    let cluster = Cluster::start("cpu=1");
-    orders(&cluster.scratch);
-    // Some seconds of work.
-    let flow = FLOW.replace(
+/// The workflow with some seconds of work.
+pub(crate) fn long_flow() -> String {
+    FLOW.replace(
         "SELECT country, count(*) AS orders, sum(amount) AS amount, max(day) AS last\n      FROM joined GROUP BY country",
         "SELECT a.country, count(*) AS orders, sum(a.amount + b.amount) AS amount, max(a.day) AS last\n      \
          FROM joined a JOIN joined b ON a.id % 10 = b.id % 10 JOIN orders c ON c.id % 100 = a.id % 100\n      \
          GROUP BY a.country",
-    );
-    cluster.scratch.write("flow.yaml", &flow);
+    )
+}
+
+#[test]
+fn a_scheduler_that_dies_under_a_run_costs_time_only() {
+    let cluster = Cluster::start("cpu=1");
+    orders(&cluster.scratch);
+    cluster.scratch.write("flow.yaml", long_flow());
     let mut run = cluster.command().args(["run", "flow.yaml", "--cluster", "local"]).spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(30);
     while cluster.status()["jobs"].as_array().unwrap().is_empty() {
@@ -248,7 +251,7 @@ fn a_cluster_on_this_machine_is_mended_and_watched() {
 }
 
 /// A certificate of the tests.
-fn certificate(name: &str) -> String {
+pub(crate) fn certificate(name: &str) -> String {
     crate::support::checkout().join("testdata/tls").join(format!("{name}.pem")).display().to_string()
 }
 

@@ -21,4 +21,5 @@ mod service;
 mod sinks;
 mod slt;
 mod sources;
+mod standby;
 mod support;

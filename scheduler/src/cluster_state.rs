@@ -22,6 +22,7 @@ use rowmill_wire::name::ExecutorName;
 
 use crate::admission::{Desk, Executor};
 use crate::placement::{Place, bind_job, survey};
+use crate::term::Term;
 
 /// The largest number of slots that an executor is believed to have.
 const MOST_SLOTS: u32 = 4_096;
@@ -31,6 +32,7 @@ pub struct Cluster {
     stock: InMemoryClusterState,
     strategy: Strategy,
     desk: Arc<Desk>,
+    term: Term,
     pass: tokio::sync::Mutex<()>,
     draining: Mutex<HashSet<String>>,
     /// Memory of executors' tasks, as they say.
@@ -39,11 +41,12 @@ pub struct Cluster {
 
 impl Cluster {
     /// A cluster without executors.
-    pub(crate) fn new(strategy: Strategy, desk: Arc<Desk>) -> Self {
+    pub(crate) fn new(strategy: Strategy, desk: Arc<Desk>, term: Term) -> Self {
         Self {
             stock: InMemoryClusterState::default(),
             strategy,
             desk,
+            term,
             pass: tokio::sync::Mutex::new(()),
             draining: Mutex::new(HashSet::new()),
             memory: Mutex::new(HashMap::new()),
@@ -109,6 +112,10 @@ impl ClusterState for Cluster {
     ) -> Result<Vec<BoundTask>> {
         // Two passes at a time would give the same slots away.
         let _pass = self.pass.lock().await;
+        if !self.term.holds() {
+            // Another scheduler leads, or may.
+            return Ok(Vec::new());
+        }
         let registered = self.stock.registered_executor_metadata().await;
         let executors: Vec<Executor> = registered.into_iter().filter_map(|own| self.executor(own, &alive)).collect();
         let mut order: Vec<(&JobId, &JobInfoCache)> = jobs.iter().collect();

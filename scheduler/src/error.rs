@@ -53,6 +53,18 @@ pub enum Error {
         /// The job.
         job: String,
     },
+    /// The store of the schedulers cannot be used.
+    #[error("the schedulers' store: {0}")]
+    Store(#[from] rowmill_store::Error),
+    /// Schedulers cannot elect one of them so.
+    #[error(transparent)]
+    Election(crate::election::StoreError),
+    /// Others are told where the leader is reached.
+    #[error("a scheduler of several needs the name or address under which others reach it")]
+    NoHost,
+    /// The operating system's.
+    #[error("the scheduler failed: {0}")]
+    System(#[from] std::io::Error),
     /// A plan does not fit into a message.
     #[error("the plan takes {bytes} bytes and a message holds {limit}; read tables from files instead of from memory")]
     PlanTooLarge {

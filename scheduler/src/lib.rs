@@ -17,12 +17,14 @@
 //!
 //! Reports of attempts count once (claims.rs, intake.rs), stages read what the attempts that stand have made (inputs.rs),
 //! and so do clients (job.rs).
+//! Several schedulers of one store elect one that leads (election/); what a term of leadership has in memory ends with it.
 //! Clients submit over the same server (taker.rs): [`rowmill_wire::jobs`]; and ask it who serves a class (crews.rs).
 
 mod admission;
 mod claims;
 pub mod cluster_state;
 mod crews;
+mod election;
 mod error;
 mod inputs;
 mod intake;
@@ -32,9 +34,11 @@ mod options;
 mod placement;
 mod serve;
 mod taker;
+mod term;
 mod watch;
 
 pub use admission::{AdmissionOptions, QueueOptions, QuotaOptions};
+pub use election::{Candidate, Election, StoreAt, StoreError};
 pub use error::Error;
 pub use job::{Finished, Job};
 pub use options::Options;

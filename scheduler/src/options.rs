@@ -38,6 +38,14 @@ pub struct Options {
 }
 
 impl Options {
+    /// Where others reach a scheduler that listens on this port, `host:port`.
+    pub(crate) fn reached_at(&self, port: u16) -> String {
+        match self.host.contains(':') && !self.host.starts_with('[') {
+            true => format!("[{}]:{port}", self.host),
+            false => format!("{}:{port}", self.host),
+        }
+    }
+
     /// A scheduler on this machine alone, on a free port.
     pub fn local(handshake: Handshake) -> Self {
         Self {

@@ -22,12 +22,13 @@ use datafusion_proto::physical_plan::AsExecutionPlan;
 use datafusion_proto::protobuf::PhysicalPlanNode;
 use futures::future::BoxFuture;
 use rowmill_wire::MESSAGE_BYTES;
-use rowmill_wire::alive::AliveServer;
+use rowmill_wire::alive::{AliveResponse, AliveServer};
 use rowmill_wire::calls::crew::CrewsServer;
 use rowmill_wire::class::{Demand, class_of_stage};
 use rowmill_wire::codec::RowmillCodec;
 use rowmill_wire::handshake::{Handshake, Right, TenantName};
 use rowmill_wire::jobs::JobsServer;
+use rowmill_wire::leader::{Role, RoleServer};
 use rowmill_wire::name::ExecutorName;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -43,6 +44,7 @@ use crate::job::Job;
 use crate::options::Options;
 use crate::placement::{job_demand, taken_slots};
 use crate::taker::Taker;
+use crate::term::{Gate, Term};
 use crate::watch::{Server, Watch};
 
 /// How often a silent connection is asked whether it lives, and how long the answer may take.
@@ -102,6 +104,10 @@ pub(crate) struct Core {
     handshake: Handshake,
     /// One environment for all plans that are read.
     pub(crate) runtime: Arc<RuntimeEnv>,
+    /// The right to decide.
+    pub(crate) term: Term,
+    /// Where this scheduler is reached, `host:port`.
+    pub(crate) reached: Arc<str>,
 }
 
 impl Scheduler {
@@ -117,11 +123,21 @@ impl Scheduler {
     async fn start_now(options: Options) -> Result<Self, Error> {
         let listen = |source| Error::Listen { address: options.listen, source };
         let listener = TcpListener::bind(options.listen).await.map_err(listen)?;
-        let address = listener.local_addr().map_err(listen)?;
-        let config = Arc::new(ballista_config(&options, address.port()));
+        Self::serve(options, listener, Term::only()).await
+    }
+
+    /// Serves what comes in at this listener for one term.
+    ///
+    /// # Errors
+    /// Ballista does not start, or bytes cannot travel as configured.
+    pub(crate) async fn serve(mut options: Options, listener: TcpListener, term: Term) -> Result<Self, Error> {
+        let address = listener.local_addr().map_err(|source| Error::Listen { address: options.listen, source })?;
+        options.handshake = options.handshake.with_term(term.number());
+        let reached: Arc<str> = options.reached_at(address.port()).into();
+        let config = Arc::new(ballista_config(&options, address.port(), &term));
         let stock = BallistaCluster::new_from_config(&config).await?;
         let desk = Arc::new(Desk::new(options.admission.clone()));
-        let cluster = Arc::new(Cluster::new(options.strategy, desk.clone()));
+        let cluster = Arc::new(Cluster::new(options.strategy, desk.clone(), term.clone()));
         let jobs = stock.job_state();
         let joined = BallistaCluster::new(cluster.clone(), jobs.clone());
         let server: Server = create_scheduler(joined, config).await?;
@@ -138,6 +154,8 @@ impl Scheduler {
             desk: desk.clone(),
             handshake: options.handshake.clone(),
             runtime: runtime.build_arc()?,
+            term: term.clone(),
+            reached: reached.clone(),
         };
         let handshake = core.handshake.clone();
         let incoming = handshake.incoming(listener)?;
@@ -145,20 +163,31 @@ impl Scheduler {
             .max_decoding_message_size(MESSAGE_BYTES)
             .max_encoding_message_size(MESSAGE_BYTES);
         let hearing = (watch.clone(), cluster.clone());
-        let lease = options.lease;
-        let alive = AliveServer::new(Arc::new(move |message| hearing.0.hear(&hearing.1, message, lease)));
+        let (lease, number) = (options.lease, term.number());
+        let alive = AliveServer::new(Arc::new(move |message| {
+            let answer = hearing.0.hear(&hearing.1, message, lease);
+            AliveResponse { term: number, ..answer }
+        }));
         let jobs = JobsServer::new(Arc::new(Taker::new(core.clone())));
         let crews = CrewsServer::new(Arc::new(Knower::new(core.clone(), options.queue_timeout)));
+        let own = (term.clone(), reached);
+        let roles = RoleServer::new(Arc::new(move || {
+            let leads = own.0.holds();
+            let leader = if leads { own.1.to_string() } else { String::new() };
+            Role { leads, term: own.0.number(), leader }
+        }));
+        let gate = |right| Gate::new(handshake.guard(right), &term);
         let serving = tonic::transport::Server::builder()
             // A client that was stopped keeps its connection open and must not keep its jobs for ever.
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
             // Each job of a client is a stream of its own, and one that waits is one as well.
             .max_concurrent_streams(Some(MOST_STREAMS))
-            .add_service(InterceptedService::new(intake, handshake.guard(Right::Join)))
-            .add_service(InterceptedService::new(jobs, handshake.guard(Right::Submit)))
-            .add_service(InterceptedService::new(crews, handshake.guard(Right::Submit)))
-            .add_service(InterceptedService::new(alive, handshake.guard(Right::Join)))
+            .add_service(InterceptedService::new(intake, gate(Right::Join)))
+            .add_service(InterceptedService::new(jobs, gate(Right::Submit)))
+            .add_service(InterceptedService::new(crews, gate(Right::Submit)))
+            .add_service(InterceptedService::new(alive, gate(Right::Join)))
+            .add_service(InterceptedService::new(roles, handshake.guard(Right::Submit)))
             .serve_with_incoming(incoming);
         let watching = (watch.clone(), server.clone(), cluster.clone(), desk);
         let mut tasks = JoinSet::new();
@@ -318,7 +347,7 @@ impl Core {
     }
 }
 
-fn ballista_config(options: &Options, port: u16) -> SchedulerConfig {
+fn ballista_config(options: &Options, port: u16, term: &Term) -> SchedulerConfig {
     let mut config = SchedulerConfig::default()
         .with_hostname(options.host.clone())
         .with_port(port)
@@ -338,5 +367,6 @@ fn ballista_config(options: &Options, port: u16) -> SchedulerConfig {
     // Work waits for executors under our own watch.
     config.no_executors_grace_period_seconds = options.queue_timeout.as_secs().saturating_mul(2).max(1);
     config.override_physical_codec = Some(RowmillCodec::shared());
+    config.job_id_generator = term.job_ids();
     config
 }

@@ -44,7 +44,7 @@ impl Taker {
 
 impl TakesJobs for Taker {
     fn submit(&self, request: SubmitRequest, caller: Caller) -> BoxFuture<'static, Result<ProgressStream, Status>> {
-        let core = self.core.clone();
+        let (core, term) = (self.core.clone(), self.core.term.clone());
         Box::pin(async move {
             let tenant = match tenant(&request, &caller) {
                 Ok(tenant) => tenant,
@@ -74,9 +74,14 @@ impl TakesJobs for Taker {
                 Ok(Err(why)) => return Ok(refused(why)),
                 Err(_) => SpawnedTask::spawn(wait_and_follow(core, request, place, news, sender)),
             };
-            let progress = futures::stream::unfold((receiver, following), |(mut receiver, following)| async move {
-                let event = receiver.recv().await?;
-                Some((event.map(|event| Progress { event: Some(event) }), (receiver, following)))
+            let progress = futures::stream::unfold((receiver, following), move |(mut receiver, following)| {
+                let term = term.clone();
+                async move {
+                    let event = receiver.recv().await?;
+                    // Nothing is handed out by one that does not lead any more.
+                    let event = term.check().and(event);
+                    Some((event.map(|event| Progress { event: Some(event) }), (receiver, following)))
+                }
             });
             Ok(progress.boxed() as ProgressStream)
         })
@@ -90,6 +95,8 @@ impl TakesJobs for Taker {
                 jobs: jobs(&core).await,
                 queues: core.desk.queues().into_iter().map(queue_state).collect(),
                 tenants: core.desk.tenants().into_iter().map(tenant_state).collect(),
+                leader: core.reached.to_string(),
+                term: core.term.number(),
             })
         })
     }

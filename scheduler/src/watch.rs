@@ -141,7 +141,7 @@ impl Watch {
                 forget.push(job);
             }
         }
-        AliveResponse { stop: still, needed: book.is_needed(&message.executor), forget }
+        AliveResponse { stop: still, needed: book.is_needed(&message.executor), forget, term: 0 }
     }
 
     /// Executors that have been silent for a while. Those that never spoke are young.

@@ -46,8 +46,8 @@ pub(crate) async fn dispatch(arguments: Arguments, settings: Settings) -> u8 {
             explain::explain(&workflow, format, &cluster, &settings).await
         }
         Command::Cluster { action } => match action {
-            ClusterAction::Up { executors, slots, port, dir } => {
-                cluster::up(executors.as_deref(), slots, port, dir.as_deref(), &settings).await
+            ClusterAction::Up { executors, slots, port, standby, dir } => {
+                cluster::up(executors.as_deref(), slots, port, standby, dir.as_deref(), &settings).await
             }
             ClusterAction::Status { cluster, dir } => cluster::status(&cluster, dir.as_deref(), &settings).await,
             ClusterAction::Down { grace_s, dir } => cluster::down(grace_s, dir.as_deref(), &settings).await,

@@ -622,7 +622,12 @@ async fn names_are_leased_like_runs(h: &Harness) {
     };
     let first = granted(s.acquire_named("scheduler", &a, TTL).await.unwrap());
     assert_eq!(granted(s.acquire_named("scheduler", &a, TTL).await.unwrap()), first);
-    assert!(matches!(s.acquire_named("scheduler", &b, TTL).await.unwrap(), NamedLease::Held { .. }));
+    // Who asks in vain is told who holds it, and for how long.
+    let held = s.acquire_named("scheduler", &b, TTL).await.unwrap();
+    assert!(
+        matches!(&held, NamedLease::Held { owner, expires_in } if owner == "a" && !expires_in.is_zero() && *expires_in <= TTL),
+        "{held:?}"
+    );
     granted(s.acquire_named("other", &b, TTL).await.unwrap());
     h.advance(9_000).await;
     s.renew_named(&first, TTL).await.unwrap();

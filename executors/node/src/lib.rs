@@ -5,7 +5,7 @@
 //!       ▲                                          │ shuffle files under work_dir
 //!       │ task status, again until taken           ▼
 //!       └────────────────────────────── report ◀───┘        other executors ◀── Flight ── work_dir
-//!       ▲ heartbeat and signs of life: process.rs
+//!       ▲ heartbeat and signs of life: member.rs; terms.rs refuses a scheduler that was replaced
 //!
 //!   client ──groups of items──▶ calls/: attempts of steps that are not SQL, kept warm between runs
 //! ```
@@ -18,10 +18,12 @@
 
 mod calls;
 mod error;
+mod member;
 mod options;
 mod process;
 mod server;
 mod tasks;
+mod terms;
 mod work_dir;
 
 pub use calls::{BuildsSteps, BuiltStep};

@@ -24,8 +24,8 @@ struct Arguments {
     /// Partitions that it works on at a time.
     #[arg(long, default_value_t = default_slots())]
     slots: u32,
-    /// A scheduler, HOST:PORT; may be given several times, the first that answers is joined.
-    #[arg(long = "scheduler", required = true)]
+    /// A scheduler, HOST:PORT, or several, separated by commas; the one that leads is joined.
+    #[arg(long = "scheduler", required = true, value_delimiter = ',')]
     schedulers: Vec<String>,
     /// The file that holds the cluster's token. Otherwise the token is read from ROWMILL_CLUSTER_TOKEN.
     #[arg(long)]

@@ -30,7 +30,7 @@ pub struct Options {
     pub flight_port: u16,
     /// The port on which it takes tasks; 0 takes a free one.
     pub task_port: u16,
-    /// Schedulers, `host:port`; it joins the first that takes it.
+    /// Schedulers, `host:port`; it joins the first that takes it, which is the one that leads.
     pub schedulers: Vec<String>,
     /// Token and build.
     pub handshake: Handshake,

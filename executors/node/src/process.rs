@@ -2,17 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arrow_flight::flight_service_server::FlightServiceServer;
 use ballista_core::extension::SessionConfigExt;
 use ballista_core::registry::BallistaFunctionRegistry;
+use ballista_core::serde::protobuf::ExecutorRegistration;
 use ballista_core::serde::protobuf::executor_grpc_server::ExecutorGrpcServer;
-use ballista_core::serde::protobuf::scheduler_grpc_client::SchedulerGrpcClient;
-use ballista_core::serde::protobuf::{
-    ExecutorRegistration, ExecutorStatus, ExecutorStoppedParams, HeartBeatParams, RegisterExecutorParams,
-    executor_status,
-};
 use ballista_core::serde::{BallistaCodec, BallistaLogicalExtensionCodec};
 use ballista_executor::execution_engine::DefaultExecutionEngine;
 use ballista_executor::executor::Executor;
@@ -24,28 +19,26 @@ use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::future::BoxFuture;
 use rowmill_wire::MESSAGE_BYTES;
-use rowmill_wire::alive::{AliveRequest, say_alive};
 use rowmill_wire::calls::CallsServer;
 use rowmill_wire::codec::RowmillCodec;
 use rowmill_wire::handshake::{Handshake, Right};
-use rowmill_wire::transport::ConnectError;
+use rowmill_wire::leader::Schedulers;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Server;
 use tonic::transport::server::Router;
-use tonic::transport::{Channel, Server};
 
 use crate::calls::{Calls, Taker};
 use crate::error::Error;
+use crate::member::Member;
 use crate::options::Options;
 use crate::server::TaskServer;
-use crate::tasks::{Tasks, connect};
+use crate::tasks::Tasks;
+use crate::terms::Followed;
 use crate::work_dir::WorkDir;
 
-/// The wait before a scheduler is looked for again, at first and at most.
-const FIRST_WAIT: Duration = Duration::from_millis(200);
-const LONGEST_WAIT: Duration = Duration::from_secs(3);
 /// Share of the machine's memory that tasks may reserve when nothing is configured.
 const MEMORY_SHARE: f64 = 0.6;
 
@@ -86,7 +79,9 @@ async fn run_until(options: Options, mut stop: BoxFuture<'static, ()>) -> Result
     ));
     let tasks = Arc::new(Tasks::try_new(executor.clone(), engine, &options)?);
     let (given_up, mut gone) = mpsc::channel(4);
+    let followed = Arc::new(Followed::default());
     let server = TaskServer {
+        followed: followed.clone(),
         executor: executor.clone(),
         tasks: tasks.clone(),
         codec: BallistaCodec::new(Arc::new(BallistaLogicalExtensionCodec::default()), RowmillCodec::shared()),
@@ -119,7 +114,9 @@ async fn run_until(options: Options, mut stop: BoxFuture<'static, ()>) -> Result
         metadata,
         tasks: &tasks,
         work_dir: &work_dir,
-        channel: None,
+        schedulers: Schedulers::new(options.schedulers.clone(), options.handshake.transport()),
+        followed,
+        at: None,
         draining: false,
         memory_bytes: memory(&options).unwrap_or(0),
     };
@@ -171,148 +168,6 @@ async fn run_until(options: Options, mut stop: BoxFuture<'static, ()>) -> Result
     tasks.shut_down();
     servers.abort_all();
     Ok(())
-}
-
-/// This process as the scheduler knows it.
-struct Member<'a> {
-    options: &'a Options,
-    metadata: ExecutorRegistration,
-    tasks: &'a Arc<Tasks>,
-    work_dir: &'a WorkDir,
-    channel: Option<Channel>,
-    draining: bool,
-    memory_bytes: u64,
-}
-
-impl Member<'_> {
-    /// Registers with the first scheduler that takes it, and waits for one where none answers yet: machines start in
-    /// any order.
-    async fn join_when_there(&mut self) -> Result<(), Error> {
-        let mut wait = FIRST_WAIT;
-        loop {
-            let silent = match self.join().await? {
-                None => return Ok(()),
-                Some(silent) => silent,
-            };
-            tracing::warn!("no scheduler answers, trying again: {silent}");
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(LONGEST_WAIT);
-        }
-    }
-
-    /// Registers with the first scheduler that takes it; why none answers where none does.
-    ///
-    /// # Errors
-    /// One answers and refuses.
-    async fn join(&mut self) -> Result<Option<String>, Error> {
-        let mut silent = Vec::new();
-        for scheduler in &self.options.schedulers {
-            let channel = match connect(&self.options.handshake, scheduler).await {
-                Ok(channel) => channel,
-                Err(ConnectError::Silent { address, why }) => {
-                    silent.push(format!("{address}: {why}"));
-                    continue;
-                }
-                Err(error) => return Err(Error::Refused(error.to_string())),
-            };
-            let message = RegisterExecutorParams { metadata: Some(self.metadata.clone()) };
-            match SchedulerGrpcClient::new(channel.clone()).register_executor(message).await {
-                Ok(_) => {
-                    self.follow(channel);
-                    return Ok(None);
-                }
-                Err(status) if is_refusal(&status) => {
-                    return Err(Error::Refused(format!("{scheduler}: {}", status.message())));
-                }
-                Err(status) => silent.push(format!("{scheduler}: {}", status.message())),
-            }
-        }
-        Ok(Some(silent.join("; ")))
-    }
-
-    /// This scheduler takes signs of life, and reports go to it.
-    fn follow(&mut self, channel: Channel) {
-        self.tasks.report_to(channel.clone());
-        self.channel = Some(channel);
-    }
-
-    /// Says that it is alive and what it runs; stops what nobody waits for. A scheduler that forgot it takes it anew.
-    /// Answers whether somebody will read what it holds, as far as the scheduler can be asked.
-    async fn beat(&mut self) -> bool {
-        match self.try_beat().await {
-            Ok(needed) => needed,
-            Err(why) => {
-                tracing::warn!("no heartbeat: {why}");
-                self.channel = None;
-                true
-            }
-        }
-    }
-
-    async fn try_beat(&mut self) -> Result<bool, String> {
-        let channel = match &self.channel {
-            Some(channel) => channel.clone(),
-            None => self.find().await?,
-        };
-        // While it drains too: Ballista takes what a terminating executor reports for lost.
-        let state = executor_status::Status::Active(String::new());
-        let message = HeartBeatParams {
-            executor_id: self.metadata.id.clone(),
-            metrics: Vec::new(),
-            status: Some(ExecutorStatus { status: Some(state) }),
-            metadata: Some(self.metadata.clone()),
-        };
-        let mut client = SchedulerGrpcClient::new(channel.clone());
-        client.heart_beat_from_executor(message).await.map_err(|status| status.message().to_owned())?;
-        let message = AliveRequest {
-            executor: self.metadata.id.clone(),
-            running: self.tasks.open(),
-            draining: self.draining,
-            held: self.work_dir.jobs(),
-            memory_bytes: self.memory_bytes,
-        };
-        let answer = say_alive(channel.clone(), message).await.map_err(|status| status.message().to_owned())?;
-        self.tasks.stop(answer.stop).await;
-        for job in answer.forget {
-            if let Err(error) = WorkDir::remove_job(self.work_dir.shuffle(), &job, &[]) {
-                tracing::warn!(job, "what is left of the job could not be removed: {error}");
-            }
-        }
-        self.follow(channel);
-        Ok(answer.needed)
-    }
-
-    /// The first scheduler that answers.
-    async fn find(&self) -> Result<Channel, String> {
-        let mut refusals = Vec::new();
-        for scheduler in &self.options.schedulers {
-            match connect(&self.options.handshake, scheduler).await {
-                Ok(channel) => return Ok(channel),
-                Err(error) => refusals.push(error.to_string()),
-            }
-        }
-        Err(refusals.join("; "))
-    }
-
-    /// Tells the scheduler that it goes, so that its work is placed elsewhere at once.
-    async fn leave(&mut self) {
-        let Some(channel) = self.channel.take() else { return };
-        let message = ExecutorStoppedParams {
-            executor_id: self.metadata.id.clone(),
-            reason: "the executor was asked to stop".to_owned(),
-        };
-        let mut client = SchedulerGrpcClient::new(channel);
-        let told = client.executor_stopped(message);
-        if let Ok(Err(status)) = tokio::time::timeout(Duration::from_secs(2), told).await {
-            tracing::warn!("the scheduler was not told: {}", status.message());
-        }
-    }
-}
-
-/// Whether a scheduler answered and said no; what lies on the way may pass.
-fn is_refusal(status: &tonic::Status) -> bool {
-    use tonic::Code;
-    !matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown)
 }
 
 async fn listen(options: &Options, port: u16) -> Result<(TcpListener, u16), Error> {

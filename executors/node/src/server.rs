@@ -13,10 +13,12 @@ use ballista_core::serde::scheduler::from_proto::get_task_definition_vec;
 use ballista_executor::executor::Executor;
 use datafusion_proto::protobuf::{LogicalPlanNode, PhysicalPlanNode};
 use rowmill_wire::alive::RunningTask;
-use tokio::sync::mpsc;
+use rowmill_wire::handshake::Caller;
+use tokio::sync::{MutexGuard, mpsc};
 use tonic::{Request, Response, Status};
 
 use crate::tasks::Tasks;
+use crate::terms::Followed;
 use crate::work_dir::{WorkDir, is_plain};
 
 /// The service.
@@ -27,6 +29,16 @@ pub(crate) struct TaskServer {
     pub(crate) shuffle: PathBuf,
     /// Told when the scheduler has given this executor up, with what ran then.
     pub(crate) given_up: mpsc::Sender<(String, Vec<RunningTask>)>,
+    /// Whose words count.
+    pub(crate) followed: Arc<Followed>,
+}
+
+impl TaskServer {
+    /// Refuses a scheduler whose term is over.
+    async fn follow<T>(&self, request: &Request<T>) -> Result<MutexGuard<'_, u64>, Status> {
+        let term = request.extensions().get::<Caller>().map_or(0, |caller| caller.term);
+        self.followed.follow(term, &self.tasks).await.map_err(Status::failed_precondition)
+    }
 }
 
 #[async_trait::async_trait]
@@ -39,6 +51,7 @@ impl ExecutorGrpc for TaskServer {
         &self,
         request: Request<LaunchMultiTaskParams>,
     ) -> Result<Response<LaunchMultiTaskResult>, Status> {
+        let _followed = self.follow(&request).await?;
         let LaunchMultiTaskParams { multi_tasks, .. } = request.into_inner();
         let mut failed_jobs = Vec::new();
         for message in multi_tasks {
@@ -77,6 +90,7 @@ impl ExecutorGrpc for TaskServer {
         &self,
         request: Request<StopExecutorParams>,
     ) -> Result<Response<StopExecutorResult>, Status> {
+        let _followed = self.follow(&request).await?;
         let StopExecutorParams { executor_id, reason, .. } = request.into_inner();
         if executor_id == self.executor.metadata.id {
             // The scheduler took the silence for death and runs the tasks elsewhere. What it gives to this executor once
@@ -87,6 +101,7 @@ impl ExecutorGrpc for TaskServer {
     }
 
     async fn cancel_tasks(&self, request: Request<CancelTasksParams>) -> Result<Response<CancelTasksResult>, Status> {
+        let _followed = self.follow(&request).await?;
         let mut cancelled = true;
         for task in request.into_inner().task_infos {
             cancelled &= self.tasks.cancel(&task.job_id, task.stage_id, task.task_id).await;
@@ -98,6 +113,7 @@ impl ExecutorGrpc for TaskServer {
         &self,
         request: Request<RemoveJobDataParams>,
     ) -> Result<Response<RemoveJobDataResult>, Status> {
+        drop(self.follow(&request).await?);
         let RemoveJobDataParams { job_id, remove_stage_ids, .. } = request.into_inner();
         let shuffle = self.shuffle.clone();
         tokio::task::spawn_blocking(move || WorkDir::remove_job(&shuffle, &job_id, &remove_stage_ids))

@@ -9,3 +9,4 @@ mod leases;
 mod placing;
 mod security;
 mod support;
+mod terms;

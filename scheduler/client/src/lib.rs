@@ -8,7 +8,7 @@
 //!   exec.rs           such a leaf: submits its part when it is first read, yields the rows of the result
 //!      │ submit.rs    submits, follows, submits again where the cluster failed and not the plan
 //!      ▼
-//!   scheduler         rowmill_wire::jobs
+//!   scheduler         rowmill_wire::jobs; reach.rs finds the one that leads
 //! ```
 //! What is placed is SQL alone, so it may be run again at will: a job that was lost with its scheduler or whose result
 //! went with an executor is submitted anew until [`Options::patience`] has passed without a sign of the cluster.
@@ -24,11 +24,13 @@ pub mod failure;
 mod one_row;
 mod options;
 mod place;
+mod reach;
 mod result;
 pub mod stores;
 mod submit;
 
 pub use exec::ClusterExec;
 pub use options::{AddressError, Options, parse_address};
+pub use reach::{ConnectError, SchedulerState};
 pub use rowmill_cores::routing::Strategy as Routing;
-pub use submit::{Cluster, ConnectError};
+pub use submit::Cluster;

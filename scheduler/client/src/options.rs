@@ -12,7 +12,7 @@ pub(crate) const DEFAULT_PORT: u16 = 7_780;
 /// Options of a connection to a cluster.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Schedulers, `host:port`; the first that answers is used.
+    /// Schedulers, `host:port`; the one that leads is used, and the first that answers where each is alone.
     pub schedulers: Vec<String>,
     /// Token and build.
     pub handshake: Handshake,
@@ -36,15 +36,15 @@ pub struct Options {
 #[error("`{0}` is no address of a cluster; it is written rowmill://HOST:PORT, or HOST:PORT")]
 pub struct AddressError(String);
 
-/// Reads `rowmill://HOST:PORT`, `HOST:PORT` or `HOST`, several of them separated by commas.
+/// Reads `rowmill://HOST:PORT`, `HOST:PORT` or `HOST`, or several of them, separated by commas.
 ///
 /// # Errors
 /// It is written otherwise.
 pub fn parse_address(text: &str) -> Result<Vec<String>, AddressError> {
     let wrong = || AddressError(text.to_owned());
-    let rest = text.strip_prefix("rowmill://").unwrap_or(text).trim_end_matches('/');
-    rest.split(',')
+    text.split(',')
         .map(|address| {
+            let address = address.trim().strip_prefix("rowmill://").unwrap_or(address.trim()).trim_end_matches('/');
             let url = url::Url::parse(&format!("http://{address}")).map_err(|_| wrong())?;
             let plain = url.path() == "/" && url.query().is_none() && url.username().is_empty();
             let host = url.host_str().filter(|host| !host.is_empty() && plain).ok_or_else(wrong)?;
@@ -62,10 +62,12 @@ mod tests {
     #[test]
     fn addresses_are_read() {
         assert_eq!(parse_address("rowmill://a:1,b:2"), Ok(vec!["a:1".to_owned(), "b:2".to_owned()]));
+        let two = Ok(vec!["a:1".to_owned(), "b:7780".to_owned()]);
+        assert_eq!(parse_address("rowmill://a:1, rowmill://b/"), two);
         assert_eq!(parse_address("127.0.0.1:80"), Ok(vec!["127.0.0.1:80".to_owned()]));
         assert_eq!(parse_address("host"), Ok(vec!["host:7780".to_owned()]));
         assert_eq!(parse_address("[::1]:9"), Ok(vec!["[::1]:9".to_owned()]));
-        for wrong in ["", "rowmill://", "http://a:1", "a:1/path", "a b:1", "user@a:1"] {
+        for wrong in ["", "rowmill://", "http://a:1", "a:1/path", "a b:1", "user@a:1", "a:1,", "a:1,,b:1"] {
             assert!(parse_address(wrong).is_err(), "{wrong}");
         }
     }

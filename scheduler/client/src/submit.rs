@@ -15,20 +15,17 @@ use datafusion::optimizer::OptimizerRule;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::StreamExt as _;
-use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use rowmill_engine::elsewhere::{Attempts, Elsewhere, Part, Reported};
 use rowmill_spec::{Diagnostic, Fault};
 use rowmill_step::StepExecutor;
 use rowmill_wire::codec::RowmillCodec;
 use rowmill_wire::files::ResultFile;
-use rowmill_wire::jobs::{
-    BEAT, Event, Finished, Refused, RefusedFor, Setting, StatusResponse, SubmitRequest, Waiting, status, submit,
-};
+use rowmill_wire::jobs::{Event, Finished, Refused, RefusedFor, Setting, SubmitRequest, Waiting, submit};
+use rowmill_wire::leader::Schedulers;
 use rowmill_wire::name::ExecutorName;
-use rowmill_wire::transport;
 use tonic::Code;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use crate::calls;
 use crate::exec::Placed;
@@ -36,17 +33,17 @@ use crate::failure;
 use crate::one_row::OneRowSubqueries;
 use crate::options::Options;
 use crate::place::place;
+use crate::reach::{AskError, ConnectError};
 use crate::result::{JobResult, Kept, Piece, as_planned};
 use crate::stores::Stores;
 
-/// Silence after which a scheduler is taken as gone.
-const SILENCE: Duration = Duration::from_secs(4 * BEAT.as_secs());
-/// How long connecting may take, and one piece of a result to come.
-const CONNECT: Duration = Duration::from_secs(5);
+/// How long one piece of a result may take to come.
 const PIECE: Duration = Duration::from_secs(30);
-/// The wait before a part is submitted again, at first and at most.
+/// The wait before a part is submitted again, at first and at most; at most where there are several schedulers, one of
+/// which takes over soon.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
+const TAKE_OVER_WAIT: Duration = Duration::from_millis(400);
 /// How often a part is submitted again that the cluster took and lost.
 const MOST_LOSSES: u32 = 10;
 /// After so many losses for one reason it is taken to come again each time.
@@ -56,31 +53,19 @@ const FIRST_ANSWER: Duration = Duration::from_secs(10);
 /// How long a part may wait before it is asked and told what for.
 const TELL_WAIT: Duration = Duration::from_secs(4);
 
-/// Why a cluster is not to be had.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum ConnectError {
-    /// Nobody answers; somebody may later.
-    #[error("no scheduler answers: {0}")]
-    Silent(String),
-    /// It answers and refuses: the token, the certificate or the build is not what it should be.
-    #[error("the cluster refuses this process: {0}")]
-    Refused(String),
-    /// The token would travel in plain text.
-    #[error("nothing was sent: {0}")]
-    Insecure(String),
-}
-
 /// A connection to a cluster. Cheap to clone.
 #[derive(Clone)]
 pub struct Cluster {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-struct Inner {
-    options: Options,
-    channel: Mutex<Option<Channel>>,
+pub(crate) struct Inner {
+    pub(crate) options: Options,
+    /// The scheduler that was found last, with its address.
+    pub(crate) found: Mutex<Option<(Arc<str>, Channel)>>,
+    pub(crate) schedulers: Mutex<Schedulers>,
     /// Whether a scheduler ever answered.
-    answered: AtomicBool,
+    pub(crate) answered: AtomicBool,
     /// Jobs that ran to their end, their results fetched.
     finished: AtomicU64,
     context: Arc<TaskContext>,
@@ -147,8 +132,9 @@ impl Cluster {
         let runtime = RuntimeEnvBuilder::new().with_object_store_registry(stores).build_arc()?;
         let config = SessionConfig::new_with_ballista();
         let context = SessionContext::new_with_config_rt(config, runtime).task_ctx();
-        let (channel, answered, finished) = (Mutex::new(None), AtomicBool::new(false), AtomicU64::new(0));
-        Ok(Self { inner: Arc::new(Inner { options, channel, answered, finished, context }) })
+        let schedulers = Mutex::new(Schedulers::new(options.schedulers.clone(), options.handshake.transport()));
+        let (found, answered, finished) = (Mutex::new(None), AtomicBool::new(false), AtomicU64::new(0));
+        Ok(Self { inner: Arc::new(Inner { options, found, schedulers, answered, finished, context }) })
     }
 
     /// How many jobs the cluster has run to their end for this connection and its clones.
@@ -161,55 +147,8 @@ impl Cluster {
         Arc::clone(&self.inner.context)
     }
 
-    /// Asks what the cluster is doing, which also shows that it is there and takes us.
-    ///
-    /// # Errors
-    /// It does not answer, or refuses.
-    pub fn status(&self) -> BoxFuture<'_, Result<StatusResponse, ConnectError>> {
-        Box::pin(self.ask_status())
-    }
-
-    async fn ask_status(&self) -> Result<StatusResponse, ConnectError> {
-        let channel = self.channel().await?;
-        match tokio::time::timeout(SILENCE, status(channel)).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(status)) => {
-                self.forget();
-                Err(judge(&status))
-            }
-            Err(_) => {
-                self.forget();
-                Err(ConnectError::Silent("it took the question and gives no answer".to_owned()))
-            }
-        }
-    }
-
     pub(crate) fn options(&self) -> &Options {
         &self.inner.options
-    }
-
-    pub(crate) async fn channel(&self) -> Result<Channel, ConnectError> {
-        let known = self.inner.channel.lock().clone();
-        if let Some(channel) = known {
-            return Ok(channel);
-        }
-        let mut silent = Vec::new();
-        for address in &self.inner.options.schedulers {
-            match connect(&self.inner.options, address).await {
-                Ok(channel) => {
-                    self.inner.answered.store(true, Ordering::Relaxed);
-                    *self.inner.channel.lock() = Some(channel.clone());
-                    return Ok(channel);
-                }
-                Err(ConnectError::Silent(why)) => silent.push(why),
-                Err(refused) => return Err(refused),
-            }
-        }
-        Err(ConnectError::Silent(silent.join("; ")))
-    }
-
-    pub(crate) fn forget(&self) {
-        self.inner.channel.lock().take();
     }
 
     /// Has a part run to its end and fetches its result.
@@ -233,10 +172,7 @@ impl Cluster {
             };
             let why = match ended {
                 Ended::Failed(error) => return Err(Arc::new(error)),
-                Ended::Silent(why) => {
-                    self.forget();
-                    why
-                }
+                Ended::Silent(why) => why,
                 Ended::Lost(why) => {
                     losses += 1;
                     let kind = without_names(&why);
@@ -261,7 +197,8 @@ impl Cluster {
             }
             tracing::warn!(part = placed.name, "submitting again: {why}");
             tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(LONGEST_WAIT);
+            let several = self.inner.options.schedulers.len() > 1;
+            wait = (wait * 2).min(if several { TAKE_OVER_WAIT } else { LONGEST_WAIT });
         }
     }
 
@@ -276,44 +213,38 @@ impl Cluster {
             let help = "the token, the certificates and the build of rowmill must be the cluster's";
             Ended::Failed(environment("RM0708", format!("the cluster refuses this process: {why}"), help))
         };
-        let channel = match self.channel().await {
-            Ok(channel) => channel,
-            Err(ConnectError::Silent(why)) => return Err(Ended::Silent(why)),
-            Err(ConnectError::Refused(why)) => return Err(refused(why)),
-            Err(ConnectError::Insecure(why)) => return Err(Ended::Failed(insecure(&why))),
-        };
         let pairs = context.session_config().to_key_value_pairs();
-        let settings =
+        let settings: Vec<Setting> =
             pairs.into_iter().filter_map(|pair| Some(Setting { key: pair.key, value: pair.value? })).collect();
-        let request = SubmitRequest {
+        let request = || SubmitRequest {
             name: placed.name.clone(),
             plan: placed.bytes.clone(),
-            settings,
+            settings: settings.clone(),
             class: placed.class.clone(),
             slots: 1,
             queue: self.inner.options.queue.clone(),
             organisation: self.inner.options.tenant.organisation.to_string(),
             team: self.inner.options.tenant.team.to_string(),
         };
-        let mut progress = match tokio::time::timeout(SILENCE, submit(channel, request)).await {
-            Ok(Ok(progress)) => progress,
-            Ok(Err(status)) if status.code() == Code::InvalidArgument => return Err(unreadable(&status)),
-            Ok(Err(status)) => {
-                return Err(match judge(&status) {
-                    ConnectError::Refused(why) => refused(why),
-                    ConnectError::Silent(why) | ConnectError::Insecure(why) => Ended::Silent(why),
-                });
-            }
-            Err(_) => return Err(Ended::Silent("it took the plan and gives no answer".to_owned())),
+        let (address, mut progress) = match self.ask(|channel| submit(channel, request())).await {
+            Ok(taken) => taken,
+            Err(AskError::Unreadable(status)) => return Err(unreadable(&status)),
+            Err(AskError::Unanswered(ConnectError::Silent(why))) => return Err(Ended::Silent(why)),
+            Err(AskError::Unanswered(ConnectError::Refused(why))) => return Err(refused(why)),
+            Err(AskError::Unanswered(ConnectError::Insecure(why))) => return Err(Ended::Failed(insecure(&why))),
+        };
+        let gone = |why: String| {
+            self.lose(&address);
+            Err(Ended::Silent(why))
         };
         let (mut job, submitted, mut asked, mut queued) = (String::new(), Instant::now(), false, false);
         let finished = loop {
-            let event = match tokio::time::timeout(SILENCE, progress.message()).await {
+            let event = match self.patiently(&address, progress.message()).await {
                 Ok(Ok(Some(event))) => event.event,
-                Ok(Ok(None)) => return Err(Ended::Silent("the scheduler stopped".to_owned())),
+                Ok(Ok(None)) => return gone("the scheduler stopped".to_owned()),
                 Ok(Err(status)) if status.code() == Code::InvalidArgument => return Err(unreadable(&status)),
-                Ok(Err(status)) => return Err(Ended::Silent(status.message().to_owned())),
-                Err(_) => return Err(Ended::Silent(format!("nothing was heard for {} s", SILENCE.as_secs()))),
+                Ok(Err(status)) => return Err(Ended::Silent(self.unanswered(&address, &status).why())),
+                Err(why) => return gone(why),
             };
             *sign = Instant::now();
             match event {
@@ -405,28 +336,6 @@ impl Cluster {
             }
         }
         Ok(JobResult { schema, partitions: kept })
-    }
-}
-
-pub(crate) async fn connect(options: &Options, address: &str) -> Result<Channel, ConnectError> {
-    let set = |endpoint: Endpoint| {
-        endpoint.connect_timeout(CONNECT).http2_keep_alive_interval(CONNECT).keep_alive_timeout(CONNECT)
-    };
-    options.handshake.connect(address, set).await.map_err(|error| match error {
-        transport::ConnectError::Silent { .. } | transport::ConnectError::Address(_) => {
-            ConnectError::Silent(error.to_string())
-        }
-        transport::ConnectError::Transport(why) => ConnectError::Insecure(why.to_string()),
-        transport::ConnectError::Untrusted { .. } => ConnectError::Refused(error.to_string()),
-    })
-}
-
-fn judge(status: &tonic::Status) -> ConnectError {
-    match status.code() {
-        Code::Unauthenticated | Code::PermissionDenied | Code::FailedPrecondition => {
-            ConnectError::Refused(status.message().to_owned())
-        }
-        _ => ConnectError::Silent(status.message().to_owned()),
     }
 }
 

@@ -69,6 +69,9 @@ pub struct AliveResponse {
     /// Jobs that nobody reads any more: what is held of them goes.
     #[prost(string, repeated, tag = "3")]
     pub forget: Vec<String>,
+    /// The term that the scheduler leads in; zero where it is the only one.
+    #[prost(uint64, tag = "4")]
+    pub term: u64,
 }
 
 /// Sends a sign of life.

@@ -63,6 +63,8 @@ pub enum Right {
 pub struct Caller {
     /// Whom the caller's token submits for, where it says so: the caller may not say otherwise.
     pub tenant: Option<TenantName>,
+    /// The term of leadership that a scheduler calls in; zero for everybody else, and for one that is alone.
+    pub term: u64,
 }
 
 /// Token, build and transport of this process: puts them on what is sent, demands them of what comes in.
@@ -71,6 +73,8 @@ pub struct Handshake {
     token: Token,
     submitters: Arc<[Submitter]>,
     build: Build,
+    /// The term in which this process leads the cluster.
+    term: u64,
     pub(crate) transport: Transport,
 }
 
@@ -78,7 +82,7 @@ impl Handshake {
     /// The handshake of a process with this token: the cluster's, or, for a client, one that submits. Bytes travel as
     /// they are, and on this machine alone.
     pub fn new(token: Token) -> Self {
-        Self { token, submitters: Arc::default(), build: Build::own(), transport: Transport::default() }
+        Self { token, submitters: Arc::default(), build: Build::own(), term: 0, transport: Transport::default() }
     }
 
     /// The same with another build.
@@ -96,6 +100,11 @@ impl Handshake {
         Self { transport, ..self }
     }
 
+    /// The same for what a scheduler says in one term of its leadership: executors refuse what comes from an earlier one.
+    pub fn with_term(self, term: u64) -> Self {
+        Self { term, ..self }
+    }
+
     /// How bytes travel.
     pub fn transport(&self) -> &Transport {
         &self.transport
@@ -103,7 +112,10 @@ impl Handshake {
 
     /// Makes what is sent over an endpoint carry token and build. [`Self::connect`] and [`Self::override_fn`] do.
     pub(crate) fn sign(&self, endpoint: Endpoint) -> Result<Endpoint, tonic::transport::Error> {
-        let agent = format!("rowmill build={} token={}", self.build, self.token.reveal());
+        let mut agent = format!("rowmill build={} token={}", self.build, self.token.reveal());
+        if self.term > 0 {
+            agent += &format!(" term={}", self.term);
+        }
         Ok(endpoint.user_agent(agent)?.tcp_nodelay(true))
     }
 
@@ -116,12 +128,13 @@ impl Handshake {
         let agent = metadata.get("user-agent").and_then(|value| value.to_str().ok()).unwrap_or_default();
         let field = |name: &str| agent.split(' ').find_map(|word| word.strip_prefix(name));
         let token = field("token=").unwrap_or_default();
-        let mut found = self.token.matches(token).then(Caller::default);
-        let joins = found.is_some();
+        let joins = self.token.matches(token);
+        let term = field("term=").and_then(|term| term.parse().ok()).unwrap_or_default();
+        let mut found = joins.then_some(Caller { tenant: None, term });
         // All of them, whichever it is: how long it takes says nothing.
         for submitter in &*self.submitters {
             if submitter.token.matches(token) && !joins {
-                found = Some(Caller { tenant: submitter.tenant.clone() });
+                found = Some(Caller { tenant: submitter.tenant.clone(), term: 0 });
             }
         }
         let caller = found.ok_or_else(|| Status::unauthenticated("the cluster token is missing or wrong"))?;
@@ -198,6 +211,17 @@ mod tests {
         let status = own.check(&metadata("rowmill build=other token=0123456789abcdef"), Right::Join).unwrap_err();
         assert_eq!(status.code(), tonic::Code::FailedPrecondition);
         assert!(status.message().contains("other"), "{status}");
+    }
+
+    #[test]
+    fn the_term_is_said_by_those_who_join_alone() {
+        let own = handshake();
+        let agent = |token: &str, more: &str| metadata(&format!("rowmill build={} token={token}{more}", own.build));
+        let term = |token: &str, more: &str| own.check(&agent(token, more), Right::Submit).unwrap().term;
+        assert_eq!(term("0123456789abcdef", " term=7"), 7);
+        assert_eq!(term("0123456789abcdef", ""), 0);
+        assert_eq!(term("0123456789abcdef", " term=x"), 0);
+        assert_eq!(term("submit-0123456789", " term=7"), 0);
     }
 
     #[test]

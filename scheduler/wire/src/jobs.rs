@@ -240,6 +240,12 @@ pub struct StatusResponse {
     /// Organisations and teams that have something there.
     #[prost(message, repeated, tag = "4")]
     pub tenants: Vec<TenantState>,
+    /// The scheduler that leads, `host:port`.
+    #[prost(string, tag = "5")]
+    pub leader: String,
+    /// The term that it leads in; zero where it is the only scheduler.
+    #[prost(uint64, tag = "6")]
+    pub term: u64,
 }
 
 /// A queue.

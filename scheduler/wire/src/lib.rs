@@ -10,6 +10,7 @@
 //! - [`calls`]: having attempts of steps that are not SQL made on an executor, and who serves a class;
 //! - [`jobs`]: submitting a plan, and hearing what becomes of it;
 //! - [`single_value`]: the function that counts the rows of a subquery;
+//! - [`leader`]: which of several schedulers leads, and finding it;
 //! - [`files`]: reading a result from the executors that hold it.
 
 pub mod alive;
@@ -19,6 +20,7 @@ pub mod codec;
 pub mod files;
 pub mod handshake;
 pub mod jobs;
+pub mod leader;
 pub mod name;
 pub mod single_value;
 pub mod step;

@@ -1,15 +1,15 @@
-//! `rowmill cluster up` and `down`: a scheduler and executors on this machine, each a process of its own.
+//! `rowmill cluster up` and `down`: schedulers and executors on this machine, each a process of its own.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rowmill::Diagnostics;
-use rowmill_cluster::ConnectError;
+use rowmill_cluster::{Cluster, ConnectError};
 use rowmill_wire::name::check_class;
 use rustix::process::Signal;
 
-use super::processes::{Record, prepare};
+use super::processes::{Record, Started, prepare, scheduler_name};
 use super::{connection, environment, show, token, usage};
 use crate::exit;
 use crate::output::failure;
@@ -18,7 +18,6 @@ use crate::settings::Settings;
 /// How long a cluster may take to come up.
 const START: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(100);
-const SCHEDULER: &str = "scheduler";
 /// What a process may take to end after it was killed.
 const KILL: Duration = Duration::from_secs(5);
 
@@ -63,10 +62,11 @@ pub(crate) async fn up(
     executors: Option<&str>,
     slots: Option<u32>,
     port: u16,
+    standby: Option<u32>,
     given: Option<&Path>,
     settings: &Settings,
 ) -> u8 {
-    match try_up(executors, slots, port, given, settings).await {
+    match try_up(executors, slots, port, standby, given, settings).await {
         Ok(code) => code,
         Err(reports) => failure(&reports, settings.is_json(), settings.is_colored()),
     }
@@ -76,6 +76,7 @@ async fn try_up(
     executors: Option<&str>,
     slots: Option<u32>,
     port: u16,
+    standby: Option<u32>,
     given: Option<&Path>,
     settings: &Settings,
 ) -> Result<u8, Diagnostics> {
@@ -86,8 +87,17 @@ async fn try_up(
     let folder = folder(given, settings);
     prepare(&folder)?;
     let mut record = match Record::read(&folder)? {
+        Some(record) if standby.is_some_and(|asked| asked as usize != record.standbys.len()) => {
+            // Executors were told the addresses of those that there are.
+            let message = format!("the cluster was started with --standby {}", record.standbys.len());
+            return Err(usage(message, "stop it first: `rowmill cluster down`"));
+        }
         Some(record) => record,
-        None => Record { address: free_address(port)?.to_string(), folder, processes: Vec::new() },
+        None => {
+            let mut addresses = free_addresses(port, standby.unwrap_or(0))?.into_iter();
+            let address = addresses.next().unwrap_or_default();
+            Record { address, standbys: addresses.collect(), folder, processes: Vec::new() }
+        }
     };
     let token_file = record.token_file();
     let common = |name: &str| {
@@ -95,15 +105,22 @@ async fn try_up(
         own.into_iter().chain(settings.inherited().iter().cloned()).collect::<Vec<String>>()
     };
     let lives = |record: &Record, name: &str| record.processes.iter().any(|own| own.name == name && own.lives());
-    if !lives(&record, SCHEDULER) {
+    for (number, address) in record.schedulers().into_iter().enumerate() {
+        let name = scheduler_name(number);
+        if lives(&record, &name) {
+            continue;
+        }
         let mut arguments = common("scheduler");
-        arguments.extend(["--listen".to_owned(), record.address.clone()]);
-        record.start(SCHEDULER, arguments, None)?;
+        arguments.extend(["--listen".to_owned(), address]);
+        if !record.standbys.is_empty() && settings.config().cluster.store.is_none() {
+            arguments.extend(["--store".to_owned(), record.store_file().display().to_string()]);
+        }
+        record.start(&name, arguments, None)?;
     }
-    let known = record.processes.iter().any(|process| process.name != SCHEDULER);
+    let known = record.processes.iter().any(|process| !process.is_scheduler());
     if known && wanted.is_none() {
         // As they were.
-        let dead = record.processes.iter().filter(|process| process.name != SCHEDULER && !process.lives());
+        let dead = record.processes.iter().filter(|process| !process.is_scheduler() && !process.lives());
         for process in dead.cloned().collect::<Vec<_>>() {
             record.start(&process.name, process.arguments, process.memory_bytes)?;
         }
@@ -126,7 +143,7 @@ async fn try_up(
             }
             let work_dir = record.folder.join("work").join(&name).display().to_string();
             arguments.extend(["--slots".to_owned(), slots.to_string(), "--work-dir".to_owned(), work_dir]);
-            arguments.extend(["--scheduler".to_owned(), record.address.clone()]);
+            arguments.extend(["--scheduler".to_owned(), record.schedulers().join(",")]);
             record.start(&name, arguments, memory_bytes)?;
         }
     }
@@ -138,37 +155,46 @@ async fn try_up(
                 wanted.iter().any(|(own, many)| own == classes && number <= *many)
             })
         };
-        record.processes.retain(|process| process.name == SCHEDULER || process.lives() || asked(&process.name));
+        record.processes.retain(|process| process.is_scheduler() || process.lives() || asked(&process.name));
         record.write()?;
     }
     await_health(&record, settings).await?;
+    let address = record.schedulers().join(",");
     if settings.is_json() {
-        println!("{}", serde_json::json!({"address": record.address, "token_file": token_file}));
+        println!("{}", serde_json::json!({"address": address, "token_file": token_file}));
     } else {
-        println!("the cluster is up on {}", record.address);
+        println!("the cluster is up on {address}");
         let named = match given {
             None => "local".to_owned(),
-            Some(_) => format!("{} --token-file {}", record.address, token_file.display()),
+            Some(_) => format!("{address} --token-file {}", token_file.display()),
         };
         println!("run something on it: rowmill run --cluster {named} WORKFLOW");
     }
     Ok(exit::SUCCESS)
 }
 
-/// A port of this machine: the one that is asked for, or a free one for 0.
-fn free_address(port: u16) -> Result<SocketAddr, Diagnostics> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    TcpListener::bind(address).and_then(|listener| listener.local_addr()).map_err(|error| {
-        environment("RM0704", format!("port {port} cannot be used: {error}"), "give another with --port, or --port 0")
-    })
+/// Addresses of this machine: the first with the port that is asked for, or a free one for 0; the others with free ones.
+fn free_addresses(port: u16, more: u32) -> Result<Vec<String>, Diagnostics> {
+    // All of them are held until all are chosen, so that none is chosen twice.
+    let mut listeners = Vec::new();
+    for port in std::iter::once(port).chain((0..more).map(|_| 0)) {
+        let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).map_err(|error| {
+            let message = format!("port {port} cannot be used: {error}");
+            environment("RM0704", message, "give another with --port, or --port 0")
+        })?;
+        listeners.push(listener);
+    }
+    let addresses = listeners.iter().map(|listener| listener.local_addr().map(|address| address.to_string()));
+    addresses.collect::<Result<_, _>>().map_err(|error| environment("RM0704", format!("no port: {error}"), "try again"))
 }
 
-/// Waits until every executor that was started has joined. One that ended says why in its log.
+/// Waits until every executor that was started has joined, and every scheduler answers. One that ended says why in its
+/// log.
 async fn await_health(record: &Record, settings: &Settings) -> Result<(), Diagnostics> {
     let token = token(Some(&record.token_file()))?;
-    let cluster = connection(vec![record.address.clone()], token, 1, settings)?;
+    let cluster = connection(record.schedulers(), token, 1, settings)?;
     let began = Instant::now();
-    let executors = record.processes.iter().filter(|process| process.name != SCHEDULER).count();
+    let executors = record.processes.iter().filter(|process| !process.is_scheduler()).count();
     loop {
         if let Some(dead) = record.processes.iter().find(|process| !process.lives()) {
             let log = record.log(&dead.name);
@@ -177,7 +203,10 @@ async fn await_health(record: &Record, settings: &Settings) -> Result<(), Diagno
             return Err(environment("RM0709", message, &format!("its log: {}", log.display())));
         }
         let why = match cluster.status().await {
-            Ok(status) if status.executors.len() >= executors => return Ok(()),
+            Ok(status) if status.executors.len() >= executors => match absent(&cluster, record).await {
+                None => return Ok(()),
+                Some(why) => why,
+            },
             Ok(status) => format!("{} of {executors} executors have joined", status.executors.len()),
             Err(ConnectError::Refused(why)) => {
                 return Err(environment("RM0708", why, "another cluster listens there; give another --port"));
@@ -194,6 +223,14 @@ async fn await_health(record: &Record, settings: &Settings) -> Result<(), Diagno
     }
 }
 
+/// Why a scheduler that stands by does not answer, if there is one.
+async fn absent(cluster: &Cluster, record: &Record) -> Option<String> {
+    if record.standbys.is_empty() {
+        return None;
+    }
+    cluster.schedulers().await.into_iter().find_map(|scheduler| scheduler.role.err())
+}
+
 pub(crate) async fn down(grace_s: u64, given: Option<&Path>, settings: &Settings) -> u8 {
     match try_down(Duration::from_secs(grace_s), given, settings).await {
         Ok(code) => code,
@@ -207,8 +244,7 @@ async fn try_down(grace: Duration, given: Option<&Path>, settings: &Settings) ->
         return Ok(exit::SUCCESS);
     };
     // Executors first: while they finish what they run, the scheduler takes it.
-    let (schedulers, executors): (Vec<_>, Vec<_>) =
-        record.processes.iter().partition(|process| process.name == SCHEDULER);
+    let (schedulers, executors): (Vec<_>, Vec<_>) = record.processes.iter().partition(|own| Started::is_scheduler(own));
     for processes in [executors, schedulers] {
         for process in &processes {
             process.signal(Signal::TERM);

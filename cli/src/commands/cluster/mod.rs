@@ -65,11 +65,11 @@ pub(crate) fn at(address: &str, token_file: Option<&Path>, settings: &Settings) 
                 usage("there is no cluster on this machine", "start one: `rowmill cluster up --executors cpu=2`")
             })?;
             let file = token_file.map_or_else(|| record.token_file(), Path::to_owned);
-            (record.address.clone(), token(Some(&file))?)
+            (record.schedulers().join(","), token(Some(&file))?)
         }
         other => (other.to_owned(), token(token_file)?),
     };
-    let help = "write --cluster HOST:PORT, or --cluster local for one that `rowmill cluster up` started";
+    let help = "write --cluster HOST:PORT, or HOST:PORT,HOST:PORT for several schedulers, or --cluster local for one that `rowmill cluster up` started";
     let schedulers = parse_address(&address).map_err(|error| usage(error.to_string(), help))?;
     let partitions = settings.config().execution.partitions.unwrap_or_else(|| settings.threads()).max(2);
     connection(schedulers, token, partitions, settings)

@@ -15,14 +15,25 @@ use super::{TOKEN_VARIABLE, environment};
 
 const RECORD: &str = "cluster.json";
 const TOKEN: &str = "token";
+const STORE: &str = "schedulers.db";
+const SCHEDULER: &str = "scheduler";
 const MEMORY_VARIABLE: &str = "ROWMILL_EXECUTION__MEMORY";
 /// Says that a folder is a cluster's: what is in it may be removed.
 const MARKER: &str = ".rowmill-cluster";
 
+/// What a scheduler is called, counted from zero.
+pub(crate) fn scheduler_name(number: usize) -> String {
+    match number {
+        0 => SCHEDULER.to_owned(),
+        // No class has a dot in it, so that no executor is called so.
+        _ => format!("{SCHEDULER}.{}", number + 1),
+    }
+}
+
 /// A process that was started.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Started {
-    /// What it is called: `scheduler`, `cpu-1`.
+    /// What it is called: `scheduler`, `scheduler.2` for one that stands by at first, `cpu-1`.
     pub(crate) name: String,
     /// Its arguments.
     pub(crate) arguments: Vec<String>,
@@ -42,6 +53,9 @@ pub(crate) struct Record {
     pub(crate) folder: PathBuf,
     /// The scheduler's address.
     pub(crate) address: String,
+    /// Addresses of the schedulers that stand by at first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) standbys: Vec<String>,
     /// The scheduler first.
     pub(crate) processes: Vec<Started>,
 }
@@ -82,8 +96,21 @@ impl Record {
             _ => Ok(()),
         };
         gone(fs::remove_dir_all(self.folder.join("work")))?;
+        for suffix in ["", "-wal", "-shm"] {
+            gone(fs::remove_file(self.folder.join(format!("{STORE}{suffix}"))))?;
+        }
         gone(fs::remove_file(self.token_file()))?;
         gone(fs::remove_file(self.folder.join(RECORD)))
+    }
+
+    /// Addresses of all schedulers.
+    pub(crate) fn schedulers(&self) -> Vec<String> {
+        std::iter::once(&self.address).chain(&self.standbys).cloned().collect()
+    }
+
+    /// The file in which the schedulers keep which of them leads.
+    pub(crate) fn store_file(&self) -> PathBuf {
+        self.folder.join(STORE)
     }
 
     /// The file that holds the token.
@@ -173,6 +200,11 @@ fn random() -> Result<String, Diagnostics> {
 }
 
 impl Started {
+    /// Whether it is a scheduler.
+    pub(crate) fn is_scheduler(&self) -> bool {
+        self.name == SCHEDULER || self.name.starts_with("scheduler.")
+    }
+
     /// Whether it lives; a zombie does not.
     pub(crate) fn lives(&self) -> bool {
         began(self.pid) == Some(self.began)

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rowmill_cluster::{Cluster, ConnectError};
+use rowmill_cluster::{Cluster, ConnectError, SchedulerState};
 use rowmill_wire::jobs::StatusResponse;
 
 use super::processes::Record;
@@ -43,7 +43,7 @@ pub(super) fn connect(
         .collect();
     let opened = match (&record, folder) {
         (Some(record), Some(_)) => open(
-            &ClusterArguments { cluster: Some(record.address.clone()), token_file: Some(record.token_file()) },
+            &ClusterArguments { cluster: Some(record.schedulers().join(",")), token_file: Some(record.token_file()) },
             settings,
         ),
         _ => open(&local, settings),
@@ -54,16 +54,43 @@ pub(super) fn connect(
     }
 }
 
+/// What is seen of a cluster at one moment.
+pub(super) struct Look {
+    pub(super) status: StatusResponse,
+    /// Its schedulers, where there may be several.
+    schedulers: Vec<SchedulerState>,
+}
+
+/// Looks once.
+pub(super) async fn look(cluster: &Cluster) -> Result<Look, ConnectError> {
+    let status = cluster.status().await?;
+    let schedulers = match status.term {
+        0 => Vec::new(),
+        _ => cluster.schedulers().await,
+    };
+    Ok(Look { status, schedulers })
+}
+
+/// A scheduler's address, and what it does.
+fn role(scheduler: &SchedulerState) -> (&str, String) {
+    let does = match &scheduler.role {
+        Ok(role) if role.leads => format!("leads, term {}", role.term),
+        Ok(_) => "stands by".to_owned(),
+        Err(why) => format!("does not answer: {why}"),
+    };
+    (&scheduler.address, does)
+}
+
 pub(crate) async fn status(arguments: &ClusterArguments, folder: Option<&Path>, settings: &Settings) -> u8 {
     let (cluster, dead) = match connect(arguments, folder, settings) {
         Ok(found) => found,
         Err(code) => return code,
     };
-    match cluster.status().await {
-        Ok(status) => {
+    match look(&cluster).await {
+        Ok(look) => {
             match settings.is_json() {
-                true => println!("{}", json(&status, &dead)),
-                false => print!("{}", text(&status, &dead)),
+                true => println!("{}", json(&look, &dead)),
+                false => print!("{}", text(&look, &dead)),
             }
             exit::SUCCESS
         }
@@ -82,8 +109,17 @@ pub(crate) async fn status(arguments: &ClusterArguments, folder: Option<&Path>, 
     }
 }
 
-pub(super) fn text(status: &StatusResponse, dead: &[String]) -> String {
-    let mut lines = vec![format!("{:<44} {:>9}  {:<22} state", "executor", "slots", "address")];
+pub(super) fn text(Look { status, schedulers }: &Look, dead: &[String]) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    if status.term > 0 && !schedulers.iter().any(|own| own.address == status.leader) {
+        // It was named by another, or is reached under another name.
+        lines.push(format!("scheduler {:<34} leads, term {}", status.leader, status.term));
+    }
+    for scheduler in schedulers {
+        let (address, does) = role(scheduler);
+        lines.push(format!("scheduler {address:<34} {does}"));
+    }
+    lines.push(format!("{:<44} {:>9}  {:<22} state", "executor", "slots", "address"));
     for executor in &status.executors {
         let slots = format!("{}/{}", executor.busy, executor.slots);
         let state = if executor.draining { "draining" } else { "ready" };
@@ -120,7 +156,14 @@ pub(super) fn text(status: &StatusResponse, dead: &[String]) -> String {
     lines.iter().map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
-pub(super) fn json(status: &StatusResponse, dead: &[String]) -> serde_json::Value {
+pub(super) fn json(Look { status, schedulers }: &Look, dead: &[String]) -> serde_json::Value {
+    let schedulers: Vec<_> = schedulers
+        .iter()
+        .map(|scheduler| {
+            let leads = scheduler.role.as_ref().is_ok_and(|role| role.leads);
+            serde_json::json!({"address": scheduler.address, "leads": leads, "state": role(scheduler).1})
+        })
+        .collect();
     let executors: Vec<_> = status
         .executors
         .iter()
@@ -157,5 +200,8 @@ pub(super) fn json(status: &StatusResponse, dead: &[String]) -> serde_json::Valu
         .iter()
         .map(|tenant| serde_json::json!({"name": tenant.name, "jobs": tenant.jobs, "tasks": tenant.tasks}))
         .collect();
-    serde_json::json!({"executors": executors, "jobs": jobs, "queues": queues, "tenants": tenants, "ended": dead})
+    serde_json::json!({
+        "executors": executors, "jobs": jobs, "queues": queues, "tenants": tenants, "ended": dead,
+        "leader": status.leader, "term": status.term, "schedulers": schedulers,
+    })
 }

@@ -40,9 +40,9 @@ pub(crate) async fn top(
             () = &mut stop => break,
             _ = looks.tick() => {}
         }
-        let said = match (cluster.status().await, settings.is_json()) {
-            (Ok(status), true) => format!("{}\n", show::json(&status, &dead)),
-            (Ok(status), false) => format!("{}\n\n{}", in_short(&status), show::text(&status, &dead)),
+        let said = match (show::look(&cluster).await, settings.is_json()) {
+            (Ok(look), true) => format!("{}\n", show::json(&look, &dead)),
+            (Ok(look), false) => format!("{}\n\n{}", in_short(&look.status), show::text(&look, &dead)),
             (Err(error), true) => format!("{}\n", serde_json::json!({"error": error.to_string()})),
             (Err(error), false) => format!("{error}\n"),
         };

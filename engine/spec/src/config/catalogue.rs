@@ -267,6 +267,19 @@ pub const SETTINGS: &[Setting] = &[
         "How long something waits in a scheduler's queue to rise by one priority: what keeps low queues from waiting for ever.",
     ),
     setting(
+        "cluster.store",
+        Kind::Text,
+        None,
+        "Where schedulers of one cluster keep which of them leads: a SQLite file for schedulers of one machine, or `postgres://USER@HOST/DATABASE`; `env:NAME` or `file:/path` says where such a URL with a password is. A scheduler without it is the only one.",
+    ),
+    setting("cluster.name", Kind::Text, Some("default"), "Tells clusters apart whose schedulers share a store."),
+    setting(
+        "cluster.lease",
+        Kind::Duration,
+        Some("4s"),
+        "How long a scheduler leads without renewing its lease in `cluster.store`: what another one waits for before it takes over, at least 1 s.",
+    ),
+    setting(
         "gpu.use",
         Kind::Word(&["auto", "always", "never", "required"]),
         Some("auto"),

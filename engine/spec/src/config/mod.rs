@@ -130,6 +130,12 @@ pub struct Cluster {
     pub ageing: Duration,
     /// Which executor makes the next call: `round_robin`, `least_connections`, `weighted` or `consistent_hash`.
     pub routing: &'static str,
+    /// Where schedulers keep which of them leads: a path, a URL, or where a URL is found.
+    pub store: Option<String>,
+    /// Tells clusters of one store apart.
+    pub name: String,
+    /// How long a scheduler leads without renewing its lease.
+    pub lease: Duration,
     /// Queues of a scheduler, by name.
     pub queues: IndexMap<String, Queue>,
     /// Quotas of a scheduler, by organisation or `organisation/team`.
@@ -407,6 +413,9 @@ impl Config {
             organisation: values.text("cluster.organisation"),
             team: values.text("cluster.team"),
             ageing: values.duration("cluster.ageing").unwrap_or(Duration::from_secs(10)),
+            store: values.text("cluster.store"),
+            name: values.text("cluster.name").unwrap_or_else(|| "default".to_owned()),
+            lease: values.duration("cluster.lease").unwrap_or(Duration::from_secs(4)),
             queues: IndexMap::new(),
             quotas: IndexMap::new(),
         };

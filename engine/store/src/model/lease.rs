@@ -15,7 +15,7 @@ use crate::model::{RunId, RunStatus};
 pub struct Owner {
     /// Unique for each incarnation.
     pub id: Uuid,
-    /// For people: host name and process id, say. Never a secret.
+    /// For others: host name and process id, say, or where a leader is reached. Never a secret.
     pub description: String,
 }
 

@@ -15,11 +15,12 @@ use rowmill_wire::jobs::BEAT;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tonic::{Code, Streaming};
+use tonic::Streaming;
 
 use super::link::{Link, News, Opening, Teller};
 use super::members::{Members, Pick, ToOpen};
-use crate::submit::{Cluster, ConnectError, connect};
+use crate::reach::{ConnectError, connect};
+use crate::submit::Cluster;
 
 /// A scheduler that says nothing for so long is asked anew.
 const SILENCE: Duration = Duration::from_secs(4 * BEAT.as_secs());
@@ -201,7 +202,7 @@ impl Keeper {
         let mut streams = JoinSet::new();
         let named = self.named();
         tokio::pin!(named);
-        let mut crew: Option<Streaming<Named>> = None;
+        let mut crew: Option<(Arc<str>, Streaming<Named>)> = None;
         loop {
             let due = self.shared.members.lock().next_due();
             let due = async {
@@ -219,8 +220,9 @@ impl Keeper {
                     Ok(message) => self.heard(message),
                     Err(why) => {
                         self.silent(why);
-                        self.cluster.forget();
-                        crew = None;
+                        if let Some((address, _)) = crew.take() {
+                            self.cluster.lose(&address);
+                        }
                         named.set(self.named());
                         Vec::new()
                     }
@@ -257,27 +259,17 @@ impl Keeper {
     }
 
     /// Asks the scheduler, until it answers.
-    async fn named(&self) -> Streaming<Named> {
+    async fn named(&self) -> (Arc<str>, Streaming<Named>) {
         loop {
-            let asked = async {
-                let channel = self.cluster.channel().await?;
-                watch(channel, &self.shared.class).await.map_err(|status| match status.code() {
-                    Code::Unauthenticated | Code::FailedPrecondition => {
-                        ConnectError::Refused(status.message().to_owned())
-                    }
-                    _ => ConnectError::Silent(status.message().to_owned()),
-                })
-            };
-            match tokio::time::timeout(SILENCE, asked).await {
-                Ok(Ok(crew)) => return crew,
-                Ok(Err(ConnectError::Refused(why) | ConnectError::Insecure(why))) => {
+            let asked = self.cluster.ask(|channel| watch(channel, &self.shared.class)).await;
+            match asked.map_err(ConnectError::from) {
+                Ok(crew) => return crew,
+                Err(ConnectError::Refused(why) | ConnectError::Insecure(why)) => {
                     self.shared.scheduler.lock().refused = Some(why);
                     self.shared.changed.notify_waiters();
                 }
-                Ok(Err(ConnectError::Silent(why))) => self.silent(why),
-                Err(_) => self.silent(format!("nothing was heard for {} s", SILENCE.as_secs())),
+                Err(ConnectError::Silent(why)) => self.silent(why),
             }
-            self.cluster.forget();
             tokio::time::sleep(ASK_AGAIN).await;
         }
     }
@@ -328,8 +320,8 @@ impl Keeper {
     }
 }
 
-async fn next(crew: &mut Option<Streaming<Named>>) -> Result<Named, String> {
-    let Some(crew) = crew else { return std::future::pending().await };
+async fn next(crew: &mut Option<(Arc<str>, Streaming<Named>)>) -> Result<Named, String> {
+    let Some((_, crew)) = crew else { return std::future::pending().await };
     match tokio::time::timeout(SILENCE, crew.message()).await {
         Ok(Ok(Some(message))) => Ok(message),
         Ok(Ok(None)) => Err("the scheduler stopped".to_owned()),
