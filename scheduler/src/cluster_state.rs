@@ -26,6 +26,9 @@ use crate::placement::{Place, bind_job, survey};
 /// The largest number of slots that an executor is believed to have.
 const MOST_SLOTS: u32 = 4_096;
 
+/// Characters of a reason that an executor gives.
+const MOST_REASON: usize = 300;
+
 /// Ballista's cluster state with placement by class.
 pub struct Cluster {
     stock: InMemoryClusterState,
@@ -33,6 +36,8 @@ pub struct Cluster {
     desk: Arc<Desk>,
     pass: tokio::sync::Mutex<()>,
     draining: Mutex<HashSet<String>>,
+    /// Why executors take no tasks for now.
+    closed: Mutex<HashMap<String, String>>,
     /// Memory of executors' tasks, as they say.
     memory: Mutex<HashMap<String, u64>>,
 }
@@ -46,6 +51,7 @@ impl Cluster {
             desk,
             pass: tokio::sync::Mutex::new(()),
             draining: Mutex::new(HashSet::new()),
+            closed: Mutex::new(HashMap::new()),
             memory: Mutex::new(HashMap::new()),
         }
     }
@@ -60,6 +66,26 @@ impl Cluster {
         }
     }
 
+    /// An executor says why it takes no tasks, or, with nothing, that it does.
+    pub(crate) fn set_closed(&self, executor: &str, reason: &str) {
+        let mut all = self.closed.lock();
+        if reason.is_empty() {
+            if all.remove(executor).is_some() {
+                tracing::warn!(executor, "the executor takes tasks again");
+            }
+        } else if !all.contains_key(executor) {
+            // It is shown to people.
+            let shown: String = reason.chars().filter(|c| !c.is_control()).take(MOST_REASON).collect();
+            tracing::warn!(executor, "the executor takes no tasks: {shown}");
+            all.insert(executor.to_owned(), shown);
+        }
+    }
+
+    /// Why an executor takes no tasks although it does not leave.
+    pub(crate) fn closed(&self, executor: &str) -> Option<String> {
+        self.closed.lock().get(executor).cloned()
+    }
+
     /// An executor says how much memory its tasks share.
     pub(crate) fn set_memory(&self, executor: &str, bytes: u64) {
         let mut all = self.memory.lock();
@@ -70,7 +96,7 @@ impl Cluster {
 
     fn executor(&self, metadata: ExecutorMetadata, alive: &Option<HashSet<String>>) -> Option<Executor> {
         let name: ExecutorName = metadata.id.parse().ok()?;
-        let open = alive.as_ref().is_none_or(|alive| alive.contains(&metadata.id)) && !self.is_draining(&metadata.id);
+        let open = alive.as_ref().is_none_or(|alive| alive.contains(&metadata.id)) && self.takes_tasks(&metadata.id);
         Some(Executor {
             classes: name.classes().iter().map(|class| class.as_str().into()).collect(),
             slots: metadata.specification.vcores,
@@ -82,6 +108,11 @@ impl Cluster {
 
     pub(crate) fn is_draining(&self, executor: &str) -> bool {
         self.draining.lock().contains(executor)
+    }
+
+    /// Whether an executor that has joined takes tasks.
+    pub(crate) fn takes_tasks(&self, executor: &str) -> bool {
+        !self.is_draining(executor) && !self.closed.lock().contains_key(executor)
     }
 }
 
@@ -173,6 +204,7 @@ impl ClusterState for Cluster {
 
     async fn remove_executor(&self, executor_id: &str) -> Result<()> {
         self.set_draining(executor_id, false);
+        self.closed.lock().remove(executor_id);
         self.memory.lock().remove(executor_id);
         self.stock.remove_executor(executor_id).await
     }

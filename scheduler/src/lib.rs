@@ -32,6 +32,7 @@ mod options;
 mod placement;
 mod serve;
 mod taker;
+mod unserved;
 mod watch;
 
 pub use admission::{AdmissionOptions, QueueOptions, QuotaOptions};

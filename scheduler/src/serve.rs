@@ -68,8 +68,10 @@ pub struct ExecutorInfo {
     pub busy: u32,
     /// Where it serves its intermediate results.
     pub address: String,
-    /// Whether it takes nothing new.
+    /// Whether it leaves and takes nothing new.
     pub draining: bool,
+    /// Why it takes no tasks although it does not leave.
+    pub closed: Option<String>,
 }
 
 /// Where one stage of a job ran.
@@ -260,6 +262,7 @@ impl Core {
                     busy: taken.get(&executor.id).copied().unwrap_or(0),
                     address: format!("{}:{}", executor.host, executor.port),
                     draining: self.cluster.is_draining(&executor.id),
+                    closed: self.cluster.closed(&executor.id),
                 })
             })
             .collect();

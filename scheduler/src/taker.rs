@@ -254,6 +254,7 @@ async fn executors(core: &Core) -> Vec<ExecutorState> {
         busy: executor.busy,
         address: executor.address,
         draining: executor.draining,
+        closed: executor.closed.unwrap_or_default(),
     };
     core.executors().await.into_iter().map(state).collect()
 }

@@ -30,6 +30,7 @@ use crate::cluster_state::Cluster;
 use crate::mend::{give_up, is_gone};
 use crate::options::Options;
 use crate::placement::demand_of;
+use crate::unserved::Crowd;
 
 /// Ballista's server, as we use it.
 pub(crate) type Server = SchedulerServer<LogicalPlanNode, PhysicalPlanNode>;
@@ -109,6 +110,7 @@ impl Watch {
     /// An executor says what it runs; it is told what to stop.
     pub(crate) fn hear(&self, cluster: &Cluster, message: AliveRequest, lease: Duration) -> AliveResponse {
         cluster.set_draining(&message.executor, message.draining);
+        cluster.set_closed(&message.executor, &message.closed);
         cluster.set_memory(&message.executor, message.memory_bytes);
         let now = Instant::now();
         let mut book = self.book.lock();
@@ -206,11 +208,15 @@ impl Watch {
                 give_up(server, executor.id.clone(), "its process is gone").await;
             }
         }
-        let serving: Vec<ExecutorName> = registered
-            .into_iter()
-            .filter(|executor| !cluster.is_draining(&executor.id))
-            .filter_map(|executor| executor.id.parse().ok())
-            .collect();
+        let mut crowd = Crowd::default();
+        for executor in registered {
+            let Ok(name) = executor.id.parse::<ExecutorName>() else { continue };
+            match cluster.closed(&executor.id) {
+                _ if cluster.is_draining(&executor.id) => {}
+                Some(why) => crowd.closed.push((name, why)),
+                None => crowd.serving.push(name),
+            }
+        }
         let mut running: HashMap<RunningTask, String> = HashMap::new();
         let mut waiting: HashMap<(JobId, usize), String> = HashMap::new();
         let mut failed: HashMap<JobId, String> = HashMap::new();
@@ -238,7 +244,7 @@ impl Watch {
                     Err(why) => {
                         failed.insert(job.clone(), format!("stage {id}: {why}"));
                     }
-                    Ok(demand) if !serving.iter().any(|executor| executor.serves(&demand.class)) => {
+                    Ok(demand) if !crowd.serves(&demand.class) => {
                         waiting.insert((job.clone(), *id), demand.class.to_string());
                     }
                     Ok(_) => {}
@@ -262,7 +268,7 @@ impl Watch {
             book.strangers.retain(|task, since| !attempts.contains_key(task) && since.elapsed() < options.lease * 4);
             book.attempts = attempts;
         }
-        self.judge_waiting(&waiting, &serving, &mut failed, now, options);
+        self.judge_waiting(&waiting, &crowd, &mut failed, now, options);
         let ended = failed.into_iter().map(|(job, why)| (job, Reason::Unplaced(why)));
         for (job, why) in ended.chain(over_quota.into_iter().map(|(job, why)| (job, Reason::OverQuota(why)))) {
             tracing::warn!(job = %job, "the job fails: {why:?}");
@@ -312,7 +318,7 @@ impl Watch {
     fn judge_waiting(
         &self,
         waiting: &HashMap<(JobId, usize), String>,
-        serving: &[ExecutorName],
+        crowd: &Crowd,
         failed: &mut HashMap<JobId, String>,
         now: Instant,
         options: &Options,
@@ -323,29 +329,13 @@ impl Watch {
             let state = book.unserved.entry((job.clone(), *stage)).or_insert(Unserved { since: now, warned: false });
             let waited = now.duration_since(state.since);
             if waited >= options.queue_timeout {
-                failed.insert(job.clone(), unserved_reason(*stage, class, serving, waited));
+                failed.insert(job.clone(), crowd.reason(*stage, class, waited));
             } else if waited >= options.warn_after && !state.warned {
                 state.warned = true;
-                tracing::warn!(job = %job, stage, class, "{}", unserved_reason(*stage, class, serving, waited));
+                tracing::warn!(job = %job, stage, class, "{}", crowd.reason(*stage, class, waited));
             }
         }
     }
-}
-
-fn unserved_reason(stage: usize, class: &str, serving: &[ExecutorName], waited: Duration) -> String {
-    let mut served: Vec<&str> = serving.iter().flat_map(ExecutorName::classes).map(String::as_str).collect();
-    served.sort_unstable();
-    served.dedup();
-    let others = if served.is_empty() {
-        "there are no executors at all".to_owned()
-    } else {
-        format!("there are executors for {}", served.join(", "))
-    };
-    format!(
-        "stage {stage} needs an executor of class {class}; none has come in {} s, {others}; start one with \
-         `rowmill executor --class {class}`",
-        waited.as_secs()
-    )
 }
 
 /// The executors that hold what a stage has made, or are about to.

@@ -17,6 +17,7 @@
 //! environment; connections to other executors are made for each fetch.
 
 mod calls;
+mod disk;
 mod error;
 mod options;
 mod process;

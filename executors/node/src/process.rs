@@ -37,6 +37,7 @@ use tonic::transport::server::Router;
 use tonic::transport::{Channel, Server};
 
 use crate::calls::{Calls, Taker};
+use crate::disk::Disk;
 use crate::error::Error;
 use crate::options::Options;
 use crate::server::TaskServer;
@@ -84,7 +85,8 @@ async fn run_until(options: Options, mut stop: BoxFuture<'static, ()>) -> Result
         options.slots as usize,
         engine.clone(),
     ));
-    let tasks = Arc::new(Tasks::try_new(executor.clone(), engine, &options)?);
+    let disk = Arc::new(Disk::new(work_dir.shuffle()));
+    let tasks = Arc::new(Tasks::try_new(executor.clone(), engine, disk.clone(), &options)?);
     let (given_up, mut gone) = mpsc::channel(4);
     let server = TaskServer {
         executor: executor.clone(),
@@ -119,6 +121,7 @@ async fn run_until(options: Options, mut stop: BoxFuture<'static, ()>) -> Result
         metadata,
         tasks: &tasks,
         work_dir: &work_dir,
+        disk: disk.clone(),
         channel: None,
         draining: false,
         memory_bytes: memory(&options).unwrap_or(0),
@@ -139,6 +142,7 @@ async fn run_until(options: Options, mut stop: BoxFuture<'static, ()>) -> Result
                 tasks.stop(running).await;
             }
             _ = beats.tick() => { member.beat().await; }
+            () = disk.changed() => { member.beat().await; }
         }
     }
 
@@ -179,6 +183,7 @@ struct Member<'a> {
     metadata: ExecutorRegistration,
     tasks: &'a Arc<Tasks>,
     work_dir: &'a WorkDir,
+    disk: Arc<Disk>,
     channel: Option<Channel>,
     draining: bool,
     memory_bytes: u64,
@@ -264,14 +269,22 @@ impl Member<'_> {
         };
         let mut client = SchedulerGrpcClient::new(channel.clone());
         client.heart_beat_from_executor(message).await.map_err(|status| status.message().to_owned())?;
+        let disk = self.disk.clone();
+        tokio::task::spawn_blocking(move || disk.look()).await.map_err(|error| error.to_string())?;
+        let closed = self.disk.closed();
+        let is_closed = closed.is_some();
         let message = AliveRequest {
             executor: self.metadata.id.clone(),
             running: self.tasks.open(),
             draining: self.draining,
             held: self.work_dir.jobs(),
             memory_bytes: self.memory_bytes,
+            closed: closed.unwrap_or_default(),
         };
         let answer = say_alive(channel.clone(), message).await.map_err(|status| status.message().to_owned())?;
+        if is_closed {
+            self.disk.heard();
+        }
         self.tasks.stop(answer.stop).await;
         for job in answer.forget {
             if let Err(error) = WorkDir::remove_job(self.work_dir.shuffle(), &job, &[]) {

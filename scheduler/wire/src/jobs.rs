@@ -197,9 +197,12 @@ pub struct ExecutorState {
     /// Where it serves results.
     #[prost(string, tag = "4")]
     pub address: String,
-    /// Whether it takes nothing new.
+    /// Whether it leaves and takes nothing new.
     #[prost(bool, tag = "5")]
     pub draining: bool,
+    /// Why it takes no tasks although it does not leave; empty where it takes them.
+    #[prost(string, tag = "6")]
+    pub closed: String,
 }
 
 /// A job that runs.
