@@ -6,7 +6,7 @@
 //! can leak, and [`ClusterState::unbind_tasks`] has nothing to do.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use ballista_core::JobId;
 use ballista_core::error::{BallistaError, Result};
@@ -15,6 +15,7 @@ use ballista_core::serde::scheduler::{ExecutorData, ExecutorMetadata};
 use ballista_scheduler::cluster::memory::InMemoryClusterState;
 use ballista_scheduler::cluster::{BoundTask, ClusterState, ClusterStateEventStream, ExecutorSlot};
 use ballista_scheduler::config::TaskDistributionPolicy;
+use ballista_scheduler::state::execution_graph::ExecutionGraphBox;
 use ballista_scheduler::state::task_manager::JobInfoCache;
 use parking_lot::Mutex;
 use rowmill_cores::routing::Strategy;
@@ -29,6 +30,12 @@ const MOST_SLOTS: u32 = 4_096;
 /// Characters of a reason that an executor gives.
 const MOST_REASON: usize = 300;
 
+/// More memory than executors are believed to have, in bytes.
+const MOST_MEMORY: u64 = 64 << 40;
+
+/// The graph of a job, while the job runs.
+type Graph = tokio::sync::RwLock<ExecutionGraphBox>;
+
 /// Ballista's cluster state with placement by class.
 pub struct Cluster {
     stock: InMemoryClusterState,
@@ -40,6 +47,8 @@ pub struct Cluster {
     closed: Mutex<HashMap<String, String>>,
     /// Memory of executors' tasks, as they say.
     memory: Mutex<HashMap<String, u64>>,
+    /// The jobs of the last pass: of every task that runs, the job is one of them.
+    graphs: Mutex<HashMap<JobId, Weak<Graph>>>,
 }
 
 impl Cluster {
@@ -53,6 +62,7 @@ impl Cluster {
             draining: Mutex::new(HashSet::new()),
             closed: Mutex::new(HashMap::new()),
             memory: Mutex::new(HashMap::new()),
+            graphs: Mutex::new(HashMap::new()),
         }
     }
 
@@ -86,8 +96,14 @@ impl Cluster {
         self.closed.lock().get(executor).cloned()
     }
 
+    /// The graph of a job of which tasks may run.
+    pub(crate) fn graph(&self, job: &JobId) -> Option<Arc<Graph>> {
+        self.graphs.lock().get(job).and_then(Weak::upgrade)
+    }
+
     /// An executor says how much memory its tasks share.
     pub(crate) fn set_memory(&self, executor: &str, bytes: u64) {
+        let bytes = bytes.min(MOST_MEMORY);
         let mut all = self.memory.lock();
         if all.get(executor) != Some(&bytes) {
             all.insert(executor.to_owned(), bytes);
@@ -140,6 +156,8 @@ impl ClusterState for Cluster {
     ) -> Result<Vec<BoundTask>> {
         // Two passes at a time would give the same slots away.
         let _pass = self.pass.lock().await;
+        *self.graphs.lock() =
+            jobs.iter().map(|(job, info)| (job.clone(), Arc::downgrade(&info.execution_graph))).collect();
         let registered = self.stock.registered_executor_metadata().await;
         let executors: Vec<Executor> = registered.into_iter().filter_map(|own| self.executor(own, &alive)).collect();
         let mut order: Vec<(&JobId, &JobInfoCache)> = jobs.iter().collect();

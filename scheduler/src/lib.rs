@@ -27,6 +27,7 @@ mod error;
 mod inputs;
 mod intake;
 mod job;
+mod judge;
 mod mend;
 mod options;
 mod placement;

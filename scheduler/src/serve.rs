@@ -143,7 +143,7 @@ impl Scheduler {
         };
         let handshake = core.handshake.clone();
         let incoming = handshake.incoming(listener)?;
-        let intake = SchedulerGrpcServer::new(Intake::new(server.clone(), watch.clone()))
+        let intake = SchedulerGrpcServer::new(Intake::new(server.clone(), watch.clone(), cluster.clone()))
             .max_decoding_message_size(MESSAGE_BYTES)
             .max_encoding_message_size(MESSAGE_BYTES);
         let hearing = (watch.clone(), cluster.clone());

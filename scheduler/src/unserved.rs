@@ -50,7 +50,8 @@ mod tests {
     #[test]
     fn the_reason_names_who_is_there_and_takes_nothing() {
         let name = |classes: &[&str]| ExecutorName::try_new(classes).unwrap();
-        let mut crowd = Crowd { serving: vec![name(&["io"])], closed: vec![(name(&["cpu"]), "its disk is full".into())] };
+        let mut crowd =
+            Crowd { serving: vec![name(&["io"])], closed: vec![(name(&["cpu"]), "its disk is full".into())] };
         let waited = Duration::from_secs(7);
         assert!(crowd.serves("io") && !crowd.serves("cpu"));
         let told = crowd.reason(3, "cpu", waited);

@@ -49,12 +49,7 @@ impl Disk {
     /// A disk that is believed to be well.
     pub(crate) fn new(folder: &Path) -> Self {
         let state = State { closed: None, pause: FIRST_PAUSE };
-        Self {
-            folder: folder.to_owned(),
-            state: Mutex::new(state),
-            changed: Notify::new(),
-            told: Notify::new(),
-        }
+        Self { folder: folder.to_owned(), state: Mutex::new(state), changed: Notify::new(), told: Notify::new() }
     }
 
     /// A task could not write.
