@@ -1,9 +1,10 @@
 //! What executors may say to Ballista's scheduler: register, live, report, leave. Everything else that Ballista serves
 //! (submitting, sessions, metrics) is refused here: work comes in through [`crate::Scheduler::submit`] alone.
 //!
-//! Nothing is believed that the graphs contradict (judge.rs). A report counts once. Executors repeat a report until it was taken, and one whose answer was lost comes twice;
-//! Ballista would then enter the attempt's files twice, and the rows in them would be read twice. And a report of an
-//! attempt whose lease ran out comes too late: its partitions are being made again.
+//! Nothing is believed that the graphs contradict (judge.rs). And a report counts once. Executors repeat a report until it
+//! was taken, and one whose answer was lost comes twice; Ballista would then enter the attempt's files twice, and the rows
+//! in them would be read twice. And a report of an attempt whose lease ran out comes too late: its partitions are being
+//! made again.
 
 use std::sync::Arc;
 

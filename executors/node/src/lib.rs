@@ -21,6 +21,7 @@ mod disk;
 mod error;
 mod options;
 mod process;
+mod results;
 mod server;
 mod tasks;
 mod work_dir;

@@ -17,7 +17,6 @@ use ballista_core::serde::{BallistaCodec, BallistaLogicalExtensionCodec};
 use ballista_executor::execution_engine::DefaultExecutionEngine;
 use ballista_executor::executor::Executor;
 use ballista_executor::executor_process::{ExecutorProcessConfig, structure_executor_metadata};
-use ballista_executor::flight_service::BallistaFlightService;
 use ballista_executor::metrics::LoggingMetricsCollector;
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
@@ -40,6 +39,7 @@ use crate::calls::{Calls, Taker};
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::options::Options;
+use crate::results::Results;
 use crate::server::TaskServer;
 use crate::tasks::{Tasks, connect};
 use crate::work_dir::WorkDir;
@@ -98,7 +98,7 @@ async fn run_until(options: Options, mut stop: BoxFuture<'static, ()>) -> Result
     let task_service = ExecutorGrpcServer::new(server)
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES);
-    let flight_service = FlightServiceServer::new(BallistaFlightService::new(executor.work_dir.clone()))
+    let flight_service = FlightServiceServer::new(Results::new(executor.work_dir.clone()))
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES);
     // Tasks come from the scheduler; results are read by other executors and by clients, whose calls it makes, too.

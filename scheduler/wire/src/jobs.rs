@@ -322,8 +322,8 @@ pub trait TakesJobs: Send + Sync + 'static {
     /// Takes a plan of a caller whose token was looked at.
     fn submit(&self, request: SubmitRequest, caller: Caller) -> BoxFuture<'static, Result<ProgressStream, Status>>;
 
-    /// Says what the cluster is doing.
-    fn status(&self) -> BoxFuture<'static, Result<StatusResponse, Status>>;
+    /// Says what the cluster is doing, as far as it is the caller's business.
+    fn status(&self, caller: Caller) -> BoxFuture<'static, Result<StatusResponse, Status>>;
 }
 
 /// The service, to be mounted behind the handshake.
@@ -358,8 +358,8 @@ impl UnaryService<StatusRequest> for StatusMethod {
     type Response = StatusResponse;
     type Future = BoxFuture<'static, Result<Response<StatusResponse>, Status>>;
 
-    fn call(&mut self, _: Request<StatusRequest>) -> Self::Future {
-        let status = self.0.status();
+    fn call(&mut self, request: Request<StatusRequest>) -> Self::Future {
+        let status = self.0.status(request.extensions().get::<Caller>().cloned().unwrap_or_default());
         Box::pin(async move { Ok(Response::new(status.await?)) })
     }
 }
