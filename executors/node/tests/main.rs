@@ -4,8 +4,11 @@
 
 mod admission;
 mod deaths;
+mod disks;
 mod joining;
 mod leases;
+mod lies;
 mod placing;
 mod security;
+mod strangers;
 mod support;
