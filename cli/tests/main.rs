@@ -22,3 +22,4 @@ mod sinks;
 mod slt;
 mod sources;
 mod support;
+mod wire;

@@ -188,7 +188,9 @@ async fn begin(core: &Core, request: SubmitRequest, place: Place) -> Result<Job,
     let plan = PhysicalPlanNode::try_decode(&request.plan)
         .and_then(|plan| plan.try_into_physical_plan(&context.task_ctx(), RowmillCodec::shared().as_ref()))
         .map_err(|error| refuse(format!("the plan cannot be read: {error}")))?;
-    core.submit(&shown(&request.name), place, context, plan).await.map_err(|error| Status::unavailable(error.to_string()))
+    core.submit(&shown(&request.name), place, context, plan)
+        .await
+        .map_err(|error| Status::unavailable(error.to_string()))
 }
 
 /// Tells the client what becomes of its job. Until the client goes: dropping the job releases what it made.

@@ -146,8 +146,7 @@ async fn an_executor_that_claims_more_than_it_has_slows_nobody_but_itself() {
     let quota = QuotaOptions { memory_bytes: Some(8 << 30), ..QuotaOptions::default() };
     let quotas = BTreeMap::from([("acme".to_owned(), quota)]);
     let admission = AdmissionOptions { quotas, ..AdmissionOptions::default() };
-    let scheduler =
-        Scheduler::start(Options { admission, lease: Duration::from_secs(2), ..options() }).await.unwrap();
+    let scheduler = Scheduler::start(Options { admission, lease: Duration::from_secs(2), ..options() }).await.unwrap();
     // A machine of its dreams, which takes tasks and runs none.
     let mut braggart = Fake::new(&scheduler, &["cpu", "io"], 4_096).await;
     braggart.join(&scheduler, u64::MAX).await;
