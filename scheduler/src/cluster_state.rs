@@ -77,18 +77,23 @@ impl Cluster {
     }
 
     /// An executor says why it takes no tasks, or, with nothing, that it does.
-    pub(crate) fn set_closed(&self, executor: &str, reason: &str) {
+    /// Whether it had not before.
+    pub(crate) fn set_closed(&self, executor: &str, reason: &str) -> bool {
         let mut all = self.closed.lock();
         if reason.is_empty() {
-            if all.remove(executor).is_some() {
+            let opened = all.remove(executor).is_some();
+            if opened {
                 tracing::warn!(executor, "the executor takes tasks again");
             }
-        } else if !all.contains_key(executor) {
+            return opened;
+        }
+        if !all.contains_key(executor) {
             // It is shown to people.
             let shown: String = reason.chars().filter(|c| !c.is_control()).take(MOST_REASON).collect();
             tracing::warn!(executor, "the executor takes no tasks: {shown}");
             all.insert(executor.to_owned(), shown);
         }
+        false
     }
 
     /// Why an executor takes no tasks although it does not leave.
@@ -101,13 +106,20 @@ impl Cluster {
         self.graphs.lock().get(job).and_then(Weak::upgrade)
     }
 
-    /// An executor says how much memory its tasks share.
-    pub(crate) fn set_memory(&self, executor: &str, bytes: u64) {
+    /// Memory that an executor's tasks share; zero where it has not said.
+    pub(crate) fn memory(&self, executor: &str) -> u64 {
+        self.memory.lock().get(executor).copied().unwrap_or(0)
+    }
+
+    /// An executor says how much memory its tasks share. Whether it is something new.
+    pub(crate) fn set_memory(&self, executor: &str, bytes: u64) -> bool {
         let bytes = bytes.min(MOST_MEMORY);
         let mut all = self.memory.lock();
-        if all.get(executor) != Some(&bytes) {
-            all.insert(executor.to_owned(), bytes);
+        if all.get(executor) == Some(&bytes) {
+            return false;
         }
+        all.insert(executor.to_owned(), bytes);
+        true
     }
 
     fn executor(&self, metadata: ExecutorMetadata, alive: &Option<HashSet<String>>) -> Option<Executor> {
@@ -116,7 +128,7 @@ impl Cluster {
         Some(Executor {
             classes: name.classes().iter().map(|class| class.as_str().into()).collect(),
             slots: metadata.specification.vcores,
-            memory_bytes: self.memory.lock().get(&metadata.id).copied().unwrap_or(0),
+            memory_bytes: self.memory(&metadata.id),
             open,
             name: metadata.id,
         })
@@ -177,7 +189,7 @@ impl ClusterState for Cluster {
             .iter()
             .map(|own| {
                 let free = own.slots.saturating_sub(taken.get(own.name.as_str()).copied().unwrap_or(0));
-                Place { id: own.name.clone(), total: own.slots, free }
+                Place { id: own.name.clone(), total: own.slots, free, memory_bytes: own.memory_bytes }
             })
             .collect();
         places.sort_by(|a, b| a.id.cmp(&b.id));

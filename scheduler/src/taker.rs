@@ -179,7 +179,11 @@ async fn begin(core: &Core, request: SubmitRequest, place: Place) -> Result<Job,
         .into_iter()
         .map(|setting| KeyValuePair { key: setting.key, value: Some(setting.value) })
         .collect();
-    let demand = Demand { class: request.class.as_str().into(), slots: request.slots.max(1) };
+    let demand = Demand {
+        class: request.class.as_str().into(),
+        slots: request.slots.max(1),
+        memory_bytes: request.memory_bytes,
+    };
     let config = session_config()
         .update_from_key_value_pair(&settings)
         .with_extension(Arc::new(demand))

@@ -20,7 +20,7 @@ pub use crate::token::{Submitter, TenantName, Token, TokenError};
 use crate::transport::Transport;
 
 /// Counts changes of what [`crate::codec`] writes.
-const CODEC_VERSION: u32 = 2;
+const CODEC_VERSION: u32 = 3;
 
 /// What a process was built from: versions of whatever reads or writes plans.
 #[derive(Debug, Clone, PartialEq, Eq)]

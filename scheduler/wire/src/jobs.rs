@@ -69,6 +69,9 @@ pub struct SubmitRequest {
     /// The team in it; empty for none.
     #[prost(string, tag = "8")]
     pub team: String,
+    /// Bytes of memory that are kept for one partition of a stage that does not say it; zero for its slots' share.
+    #[prost(uint64, tag = "9")]
+    pub memory_bytes: u64,
 }
 
 /// What left a step in the attempts that stand.
