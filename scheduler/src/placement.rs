@@ -231,3 +231,28 @@ fn has_input_collapse(root: &Arc<dyn ExecutionPlan>) -> bool {
         node = child;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_have_shares_of_an_executors_memory() {
+        let place = |memory_bytes| Place { id: "cpu.1".to_owned(), total: 4, free: 4, memory_bytes };
+        let heavy = |memory_bytes| Demand::plain("cpu").with_memory(memory_bytes);
+        for (asked, has, slots) in [
+            (0, 4_000, 1),
+            (1, 4_000, 1),
+            (1_000, 4_000, 1),
+            (1_001, 4_000, 2),
+            (4_000, 4_000, 4),
+            (9_000, 4_000, 4),
+            (9_000, 0, 1),
+            (u64::MAX, 1, 4),
+        ] {
+            assert_eq!(slots_on(&heavy(asked), &place(has)), slots, "{asked} of {has}");
+        }
+        let gpu = Demand { slots: u32::MAX, ..heavy(10) };
+        assert_eq!(slots_on(&gpu, &place(4_000)), 4, "a whole device is a whole device");
+    }
+}

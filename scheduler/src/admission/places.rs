@@ -469,6 +469,54 @@ mod tests {
     }
 
     #[test]
+    fn a_partition_that_asks_for_memory_takes_the_slots_that_have_it() {
+        let desk = Arc::new(Desk::new(AdmissionOptions::default()));
+        let (heavy, plain) = (enter(&desk, ""), enter(&desk, ""));
+        let large = Executor { memory_bytes: 64 << 30, ..executor("large", "cpu", 4) };
+        let executors = [executor("small", "cpu", 4), large];
+        let asking = |place: &Place, job: &str, memory_bytes: u64| Stage {
+            demand: Demand::plain("cpu").with_memory(memory_bytes),
+            ..stage(place, job, 10)
+        };
+        // Half of the small one's memory: two at a time there, and as many on the other, whatever that has.
+        let grants = desk.place(&executors, &[], &[asking(&heavy, "heavy", 2 << 30)], Strategy::default());
+        assert_eq!(given(&grants, "heavy"), 4, "{grants:?}");
+        desk.unused(grants.into_values().flatten().map(|(_, reservation)| reservation));
+        // More than the small one has.
+        let grants = desk.place(&executors, &[], &[asking(&heavy, "heavy", 16 << 30)], Strategy::default());
+        let places: Vec<&String> = grants.values().flatten().map(|(name, _)| name).collect();
+        assert_eq!(places, ["large"; 4]);
+        desk.unused(grants.into_values().flatten().map(|(_, reservation)| reservation));
+        // More than anybody has waits for somebody, and keeps nobody from the slots.
+        let stages = [asking(&heavy, "heavy", 65 << 30), stage(&plain, "plain", 20)];
+        let grants = desk.place(&executors, &[], &stages, Strategy::default());
+        assert_eq!((given(&grants, "heavy"), given(&grants, "plain")), (0, 8));
+    }
+
+    #[test]
+    fn memory_of_what_runs_is_kept_when_an_executor_says_what_it_has() {
+        let desk = Arc::new(Desk::new(AdmissionOptions::default()));
+        let place = enter(&desk, "");
+        let unknown = Executor { memory_bytes: 0, ..executor("a", "cpu", 4) };
+        let stages =
+            [Stage { demand: Demand::plain("cpu").with_memory(3 << 30), ..stage(&place, "job", 10) }];
+        let grants = desk.place(&[unknown], &[], &stages, Strategy::default());
+        assert_eq!(given(&grants, "job"), 4, "nothing is known yet");
+        desk.unused(grants.into_values().flatten().map(|(_, reservation)| reservation));
+        let running = RunningTask {
+            name: (JobId::from("job".to_owned()), 1, 0, 0),
+            run: place.mark().0,
+            executor: "a".to_owned(),
+            slots: 1,
+            memory_bytes: 3 << 30,
+        };
+        let grants = desk.place(&[executor("a", "cpu", 4)], &[running], &stages, Strategy::default());
+        assert_eq!(given(&grants, "job"), 0, "one has three of its four");
+        let grants = desk.place(&[executor("a", "cpu", 4)], &[], &stages, Strategy::default());
+        assert_eq!(given(&grants, "job"), 1);
+    }
+
+    #[test]
     fn what_is_believed_follows_the_graphs() {
         let desk = Arc::new(Desk::new(AdmissionOptions::default()));
         let place = enter(&desk, "");
