@@ -498,8 +498,7 @@ mod tests {
         let desk = Arc::new(Desk::new(AdmissionOptions::default()));
         let place = enter(&desk, "");
         let unknown = Executor { memory_bytes: 0, ..executor("a", "cpu", 4) };
-        let stages =
-            [Stage { demand: Demand::plain("cpu").with_memory(3 << 30), ..stage(&place, "job", 10) }];
+        let stages = [Stage { demand: Demand::plain("cpu").with_memory(3 << 30), ..stage(&place, "job", 10) }];
         let grants = desk.place(&[unknown], &[], &stages, Strategy::default());
         assert_eq!(given(&grants, "job"), 4, "nothing is known yet");
         desk.unused(grants.into_values().flatten().map(|(_, reservation)| reservation));
