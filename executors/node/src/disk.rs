@@ -184,7 +184,7 @@ fn of_datafusion(error: &DataFusionError) -> Option<&std::io::Error> {
     }
 }
 
-fn of_any(error: &(dyn std::error::Error + 'static)) -> Option<&std::io::Error> {
+fn of_any<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a std::io::Error> {
     if let Some(error) = error.downcast_ref::<BallistaError>() {
         return io_error(error);
     }

@@ -220,7 +220,7 @@ async fn a_message_with_tasks_that_is_too_large_harms_no_executor() {
     let results = scheduler.executors().await.remove(0).address;
     let tasks = *listening(&executor).iter().find(|port| !results.ends_with(&format!(":{port}"))).unwrap();
     let channel = handshake().connect(&format!("127.0.0.1:{tasks}"), |endpoint| endpoint).await.unwrap();
-    let large = LaunchMultiTaskParams { scheduler_id: "x".repeat(80 << 20), ..LaunchMultiTaskParams::default() };
+    let large = LaunchMultiTaskParams { scheduler_endpoint: "x".repeat(80 << 20), ..LaunchMultiTaskParams::default() };
     let mut client = ExecutorGrpcClient::new(channel).max_encoding_message_size(usize::MAX);
     let refused = client.launch_multi_task(large).await.map(drop).unwrap_err();
     assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
