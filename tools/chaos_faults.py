@@ -16,7 +16,7 @@ from kill_workflow import Run, require
 
 # Longer than the scheduler's lease of an attempt (10 s), its patience with a silent executor (15 s) and the client's
 # patience with a silent executor (8 s).
-LONG_S = 17.0
+LONG_S = 19.0
 
 
 @dataclass

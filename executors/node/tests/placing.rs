@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use datafusion::execution::context::SessionContext;
-use rowmill_scheduler::Scheduler;
+use rowmill_scheduler::{Options, Scheduler};
 use rowmill_wire::class::{Demand, mark};
 use rowmill_wire::name::ExecutorName;
 
@@ -104,6 +104,23 @@ async fn memory_is_kept_for_those_who_ask_for_it() {
     let error = tokio::time::timeout(Duration::from_secs(20), large.wait()).await.expect("it is refused").unwrap_err();
     let text = error.to_string();
     assert!(text.contains("537919488 bytes") && text.contains("has 536870912"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_state_of_a_finished_job_goes_after_seconds() {
+    let scheduler = Scheduler::start(Options { keep_finished: Duration::from_secs(2), ..options() }).await.unwrap();
+    let _cpu = Process::start(&scheduler, &["cpu", "io"]);
+    let context = session().await;
+    let marked = plan(&context, "select count(*) from lineitem where l_quantity > 10").await;
+    let job = scheduler.submit("short", Arc::clone(&context), marked).await.unwrap();
+    let id = job.id().clone();
+    job.collect().await.unwrap();
+    assert!(scheduler.placements(&id).await.unwrap().is_some(), "it is kept for some seconds");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while scheduler.placements(&id).await.unwrap().is_some() {
+        assert!(Instant::now() < deadline, "the state of the job stays");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
