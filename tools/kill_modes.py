@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
+from kill_postgres import Postgres
 from kill_service import is_refused
 from kill_workflow import ROW_WISE, WORKFLOW, Journal, Place, Run, kill, require
 
@@ -136,47 +137,29 @@ def corrupted_store(tools: Tools) -> str:
 
 def postgres_restart(tools: Tools) -> str:
     """The run store is a PostgreSQL server that crashes and comes back in the middle; then a kill on top."""
-    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    if not binaries:
+    if not Postgres.is_installed():
         return "skipped: PostgreSQL's server is not installed"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    data = tempfile.mkdtemp(prefix="rowmill-kill-pg-")
-    as_user = []
-    if os.geteuid() == 0:
-        as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--"]
-        subprocess.run(["chown", "postgres:postgres", data], check=True)
-
-    def pg(program: str, *words: str) -> None:
-        command = [*as_user, str(binaries[0] / program), "-D", f"{data}/db", *words]
-        subprocess.run(command, check=True, cwd="/tmp", stdout=subprocess.DEVNULL)
-
-    flags = f"-p {port} -k {data} -c listen_addresses=127.0.0.1"
-    pg("initdb", "-U", "rowmill", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8")
-    pg("pg_ctl", "start", "-w", "-l", f"{data}/log", "-o", flags)
+    server = Postgres()
     try:
-        url = f"postgres://rowmill@127.0.0.1:{port}/postgres"
-        run = Run(tools.place, "postgres", store=url)
+        run = Run(tools.place, "postgres", store=server.url)
         process = run.begin()
         for many in (200, 1200):
             wait_until(answered(run, many), f"{many} answers")
             require(process.poll() is None, f"the process had ended\n{run.tail()}")
-            pg("pg_ctl", "restart", "-w", "-m", "immediate", "-l", f"{data}/log", "-o", flags)
+            server.restart()
         wait_until(answered(run, 2000), "2000 answers")
         require(kill(process, 0.05), "the process had ended before the kill")
         run.service.drained()
         process = run.resume()
         more = sum(call.is_final for call in run.service.calls) + 100
         wait_until(answered(run, more), "answers to the process that resumed")
-        pg("pg_ctl", "restart", "-w", "-m", "immediate", "-l", f"{data}/log", "-o", flags)
+        server.restart()
         run.finish(process)
         said = tools.ends_well(run)
         run.close()
         return said
     finally:
-        pg("pg_ctl", "stop", "-m", "immediate")
-        subprocess.run(["rm", "-rf", data], check=False)
+        server.close()
 
 
 def put_to_sleep(process: subprocess.Popen, run: Run) -> None:

@@ -1,6 +1,6 @@
 """The service that the kill test calls: answers by rule, logs every request, and is never killed.
 
-`GET /enrich/ID` is idempotent and `POST /charge` must reach it once. What is answered depends on the id and on how
+`GET /enrich/ID` and `PUT /note/GROUP` are idempotent, and `POST /charge` must reach it once. What is answered depends on the id and on how
 often it was asked, so that every run of the workflow has the same results; only latency is left to chance.
 """
 
@@ -63,6 +63,14 @@ class Service:
     asked: dict = field(default_factory=dict)
     # Whether items are answered that were refused before.
     mended: bool = False
+    # Where it listens.
+    host: str = "127.0.0.1"
+    # How long it thinks, as a multiple of a few milliseconds.
+    pace: float = 1.0
+    # Whether callers stay connected when a run has ended, as executors of a cluster do.
+    callers_stay: bool = False
+    # Requests whose answer is due.
+    due: int = 0
 
     def start(self) -> None:
         ready = threading.Event()
@@ -70,11 +78,15 @@ class Service:
         assert ready.wait(10), "the service did not start"
 
     def drained(self) -> None:
-        """Waits until all callers have hung up, so that nothing of a dead process arrives any more."""
+        """Waits until all callers have hung up, so that nothing of a dead process arrives any more.
+
+        Where they stay connected it is the silence of a third of a second that says so.
+        """
         end = time.monotonic() + 20
-        quiet = 0
-        while quiet < 3:
-            quiet = quiet + 1 if self.connections == 0 else 0
+        quiet, asked = 0, len(self.calls)
+        while quiet < (30 if self.callers_stay else 3):
+            still = self.due == 0 and len(self.calls) == asked if self.callers_stay else self.connections == 0
+            quiet, asked = quiet + 1 if still else 0, len(self.calls)
             assert time.monotonic() < end, "connections of a dead process stay open"
             time.sleep(0.01)
 
@@ -84,7 +96,7 @@ class Service:
         self.calls, self.asked = [], {}
 
     async def _serve(self, ready: threading.Event) -> None:
-        server = await asyncio.start_server(self._connection, "127.0.0.1", 0, backlog=1024)
+        server = await asyncio.start_server(self._connection, self.host, 0, backlog=1024)
         self.port = server.sockets[0].getsockname()[1]
         self.random = random.Random(self.seed)
         ready.set()
@@ -103,8 +115,12 @@ class Service:
                 body = (await reader.readexactly(int(headers.get("content-length", "0")))).decode()
                 call = Call(time.monotonic(), method, path, headers.get("idempotency-key", ""), body)
                 self.calls.append(call)
-                status, answer, seconds = self._answer(call)
-                await asyncio.sleep(seconds)
+                self.due += 1
+                try:
+                    status, answer, seconds = self._answer(call)
+                    await asyncio.sleep(seconds * self.pace)
+                finally:
+                    self.due -= 1
                 text = json.dumps(answer).encode()
                 retry = "retry-after: 0\r\n" if status == 429 else ""
                 writer.write(
@@ -128,6 +144,9 @@ class Service:
             if before == 1 and trouble < 2:
                 return (503, 429)[trouble], {}, seconds
             return *enriched(item, self.mended), seconds
+        if call.method == "PUT" and call.path.startswith("/note/"):
+            group = int(call.path.rsplit("/", 1)[1])
+            return 200, {"note": number("note", group) % 1000}, seconds
         if call.method == "POST" and call.path == "/charge":
             sent = json.loads(call.body)
             before = self.asked[sent["grp"]] = self.asked.get(sent["grp"], 0) + 1

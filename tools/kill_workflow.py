@@ -100,6 +100,14 @@ class Place:
             if item % 17 != 3:
                 self.items[item] = self.items.get(item, 0) + 1
 
+    def connections(self) -> str:
+        """The section of a configuration: the service and the lookup table."""
+        return (
+            f"connections:\n"
+            f"  service: {{kind: http, base_url: 'http://{self.service.host}:{self.service.port}'}}\n"
+            f"  labels: {{kind: sqlite, url: 'sqlite://{self.folder}/labels.db'}}\n"
+        )
+
     def close(self) -> None:
         if not self.keep:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -116,6 +124,7 @@ class Run:
         workflow: str = WORKFLOW,
         store: str = "",
         connections: str = "",
+        settings: str = "",
     ):
         place.service.begin()
         self.place, self.service = place, place.service
@@ -124,15 +133,11 @@ class Run:
         self.folder.mkdir()
         (self.folder / "input").symlink_to(place.folder / "input")
         (self.folder / "flow.yaml").write_text(workflow)
-        config = (
-            f"connections:\n"
-            f"  service: {{kind: http, base_url: 'http://127.0.0.1:{self.service.port}'}}\n"
-            f"  labels: {{kind: sqlite, url: 'sqlite://{place.folder}/labels.db'}}\n"
-        )
-        config += connections
+        config = place.connections() + connections
         self.state = state or self.folder / "state"
         config += f"state:\n  dir: {self.state}\n  chunk_rows: {CHUNK_ROWS}\n"
         config += "  store: env:KILL_TEST_STORE\n" if store else ""
+        config += settings
         (self.folder / "rowmill.yaml").write_text(config)
         self.environment = {**os.environ, "KILL_TEST_STORE": store, "NO_COLOR": "1"}
         self.log = (self.folder / "processes.log").open("w")

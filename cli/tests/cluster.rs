@@ -139,15 +139,22 @@ fn workflows_give_on_a_cluster_what_they_give_here() {
     assert_eq!(status["executors"].as_array().unwrap().len(), 3, "{status}");
     cluster.compare(FLOW, &["out/ranked.csv", "out/rare.csv"]);
     // A class of its own, a step that is read twice, and what a cluster does not run.
-    let flow = FLOW.replace("  totals:\n", "  totals:\n    resources: {class: io}\n").replace(
+    let flow = FLOW.replace("  totals:\n", "  totals:\n    resources: {class: io, memory: 64MB}\n").replace(
         "  rare:\n    sql: SELECT id,",
         "  again: {sql: \"SELECT count(*) AS n, random() < 2 AS yes FROM large\"}\n  rare:\n    sql: SELECT id,",
     ) + "  again: {from: again, path: out/again.csv}\n";
     cluster.compare(&flow, &["out/ranked.csv", "out/rare.csv", "out/again.csv"]);
     // `explain` says what runs there.
-    cluster.scratch.write("classes.yaml", FLOW.replace("  totals:\n", "  totals:\n    resources: {class: io}\n"));
+    cluster
+        .scratch
+        .write("classes.yaml", FLOW.replace("  totals:\n", "  totals:\n    resources: {class: io, memory: 64MB}\n"));
     let told = cluster.rowmill(&["explain", "classes.yaml", "--cluster", "local"]).ok();
-    assert!(told.out.contains("ClusterExec: class=io") && told.out.contains("ClusterExec: class=cpu"), "{}", told.out);
+    assert!(
+        told.out.contains("ClusterExec: class=io, memory=64000000 bytes")
+            && told.out.contains("ClusterExec: class=cpu"),
+        "{}",
+        told.out
+    );
     // An error of the data is told as it is here.
     let broken = FLOW.replace("SELECT * FROM orders WHERE amount > 100", "SELECT *, 1 / (id - 4000) AS x FROM orders");
     let broken = broken.replace("o.*, c.country", "o.*, c.country, o.x AS y");

@@ -23,3 +23,4 @@ mod slt;
 mod sources;
 mod standby;
 mod support;
+mod wire;

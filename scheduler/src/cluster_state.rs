@@ -6,7 +6,7 @@
 //! can leak, and [`ClusterState::unbind_tasks`] has nothing to do.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use ballista_core::JobId;
 use ballista_core::error::{BallistaError, Result};
@@ -15,6 +15,7 @@ use ballista_core::serde::scheduler::{ExecutorData, ExecutorMetadata};
 use ballista_scheduler::cluster::memory::InMemoryClusterState;
 use ballista_scheduler::cluster::{BoundTask, ClusterState, ClusterStateEventStream, ExecutorSlot};
 use ballista_scheduler::config::TaskDistributionPolicy;
+use ballista_scheduler::state::execution_graph::ExecutionGraphBox;
 use ballista_scheduler::state::task_manager::JobInfoCache;
 use parking_lot::Mutex;
 use rowmill_cores::routing::Strategy;
@@ -27,6 +28,15 @@ use crate::term::Term;
 /// The largest number of slots that an executor is believed to have.
 const MOST_SLOTS: u32 = 4_096;
 
+/// Characters of a reason that an executor gives.
+const MOST_REASON: usize = 300;
+
+/// More memory than executors are believed to have, in bytes.
+const MOST_MEMORY: u64 = 64 << 40;
+
+/// The graph of a job, while the job runs.
+type Graph = tokio::sync::RwLock<ExecutionGraphBox>;
+
 /// Ballista's cluster state with placement by class.
 pub struct Cluster {
     stock: InMemoryClusterState,
@@ -35,8 +45,12 @@ pub struct Cluster {
     term: Term,
     pass: tokio::sync::Mutex<()>,
     draining: Mutex<HashSet<String>>,
+    /// Why executors take no tasks for now.
+    closed: Mutex<HashMap<String, String>>,
     /// Memory of executors' tasks, as they say.
     memory: Mutex<HashMap<String, u64>>,
+    /// The jobs of the last pass: of every task that runs, the job is one of them.
+    graphs: Mutex<HashMap<JobId, Weak<Graph>>>,
 }
 
 impl Cluster {
@@ -49,7 +63,9 @@ impl Cluster {
             term,
             pass: tokio::sync::Mutex::new(()),
             draining: Mutex::new(HashSet::new()),
+            closed: Mutex::new(HashMap::new()),
             memory: Mutex::new(HashMap::new()),
+            graphs: Mutex::new(HashMap::new()),
         }
     }
 
@@ -63,21 +79,59 @@ impl Cluster {
         }
     }
 
-    /// An executor says how much memory its tasks share.
-    pub(crate) fn set_memory(&self, executor: &str, bytes: u64) {
-        let mut all = self.memory.lock();
-        if all.get(executor) != Some(&bytes) {
-            all.insert(executor.to_owned(), bytes);
+    /// An executor says why it takes no tasks, or, with nothing, that it does.
+    /// Whether it had not before.
+    pub(crate) fn set_closed(&self, executor: &str, reason: &str) -> bool {
+        let mut all = self.closed.lock();
+        if reason.is_empty() {
+            let opened = all.remove(executor).is_some();
+            if opened {
+                tracing::warn!(executor, "the executor takes tasks again");
+            }
+            return opened;
         }
+        if !all.contains_key(executor) {
+            // It is shown to people.
+            let shown: String = reason.chars().filter(|c| !c.is_control()).take(MOST_REASON).collect();
+            tracing::warn!(executor, "the executor takes no tasks: {shown}");
+            all.insert(executor.to_owned(), shown);
+        }
+        false
+    }
+
+    /// Why an executor takes no tasks although it does not leave.
+    pub(crate) fn closed(&self, executor: &str) -> Option<String> {
+        self.closed.lock().get(executor).cloned()
+    }
+
+    /// The graph of a job of which tasks may run.
+    pub(crate) fn graph(&self, job: &JobId) -> Option<Arc<Graph>> {
+        self.graphs.lock().get(job).and_then(Weak::upgrade)
+    }
+
+    /// Memory that an executor's tasks share; zero where it has not said.
+    pub(crate) fn memory(&self, executor: &str) -> u64 {
+        self.memory.lock().get(executor).copied().unwrap_or(0)
+    }
+
+    /// An executor says how much memory its tasks share. Whether it is something new.
+    pub(crate) fn set_memory(&self, executor: &str, bytes: u64) -> bool {
+        let bytes = bytes.min(MOST_MEMORY);
+        let mut all = self.memory.lock();
+        if all.get(executor) == Some(&bytes) {
+            return false;
+        }
+        all.insert(executor.to_owned(), bytes);
+        true
     }
 
     fn executor(&self, metadata: ExecutorMetadata, alive: &Option<HashSet<String>>) -> Option<Executor> {
         let name: ExecutorName = metadata.id.parse().ok()?;
-        let open = alive.as_ref().is_none_or(|alive| alive.contains(&metadata.id)) && !self.is_draining(&metadata.id);
+        let open = alive.as_ref().is_none_or(|alive| alive.contains(&metadata.id)) && self.takes_tasks(&metadata.id);
         Some(Executor {
             classes: name.classes().iter().map(|class| class.as_str().into()).collect(),
             slots: metadata.specification.vcores,
-            memory_bytes: self.memory.lock().get(&metadata.id).copied().unwrap_or(0),
+            memory_bytes: self.memory(&metadata.id),
             open,
             name: metadata.id,
         })
@@ -85,6 +139,11 @@ impl Cluster {
 
     pub(crate) fn is_draining(&self, executor: &str) -> bool {
         self.draining.lock().contains(executor)
+    }
+
+    /// Whether an executor that has joined takes tasks.
+    pub(crate) fn takes_tasks(&self, executor: &str) -> bool {
+        !self.is_draining(executor) && !self.closed.lock().contains_key(executor)
     }
 }
 
@@ -116,6 +175,8 @@ impl ClusterState for Cluster {
             // Another scheduler leads, or may.
             return Ok(Vec::new());
         }
+        *self.graphs.lock() =
+            jobs.iter().map(|(job, info)| (job.clone(), Arc::downgrade(&info.execution_graph))).collect();
         let registered = self.stock.registered_executor_metadata().await;
         let executors: Vec<Executor> = registered.into_iter().filter_map(|own| self.executor(own, &alive)).collect();
         let mut order: Vec<(&JobId, &JobInfoCache)> = jobs.iter().collect();
@@ -135,7 +196,7 @@ impl ClusterState for Cluster {
             .iter()
             .map(|own| {
                 let free = own.slots.saturating_sub(taken.get(own.name.as_str()).copied().unwrap_or(0));
-                Place { id: own.name.clone(), total: own.slots, free }
+                Place { id: own.name.clone(), total: own.slots, free, memory_bytes: own.memory_bytes }
             })
             .collect();
         places.sort_by(|a, b| a.id.cmp(&b.id));
@@ -180,6 +241,7 @@ impl ClusterState for Cluster {
 
     async fn remove_executor(&self, executor_id: &str) -> Result<()> {
         self.set_draining(executor_id, false);
+        self.closed.lock().remove(executor_id);
         self.memory.lock().remove(executor_id);
         self.stock.remove_executor(executor_id).await
     }

@@ -29,12 +29,14 @@ mod error;
 mod inputs;
 mod intake;
 mod job;
+mod judge;
 mod mend;
 mod options;
 mod placement;
 mod serve;
 mod taker;
 mod term;
+mod unserved;
 mod watch;
 
 pub use admission::{AdmissionOptions, QueueOptions, QuotaOptions};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ballista_core::JobId;
 use ballista_core::serde::protobuf::scheduler_grpc_server::SchedulerGrpc;
-use ballista_core::serde::protobuf::{CleanJobDataParams, ExecutorStoppedParams};
+use ballista_core::serde::protobuf::{CleanJobDataParams, ExecutorStoppedParams, UpdateTaskStatusParams};
 
 use crate::watch::Server;
 
@@ -16,6 +16,15 @@ pub(crate) async fn give_up(server: &Server, executor: String, reason: &str) {
     let message = ExecutorStoppedParams { executor_id: executor, reason: reason.to_owned() };
     if let Err(error) = SchedulerGrpc::executor_stopped(server, tonic::Request::new(message)).await {
         tracing::error!("an executor could not be given up: {error}");
+    }
+}
+
+/// Looks again at what waits, since an executor takes more than it did. Ballista does so when it hears of tasks, of none
+/// as well.
+pub(crate) async fn offer_again(server: &Server, executor: String) {
+    let message = UpdateTaskStatusParams { executor_id: executor, task_status: Vec::new() };
+    if let Err(error) = SchedulerGrpc::update_task_status(server, tonic::Request::new(message)).await {
+        tracing::error!("what waits is not looked at: {error}");
     }
 }
 

@@ -30,6 +30,8 @@ pub(crate) struct Place {
     pub(crate) id: String,
     pub(crate) total: u32,
     pub(crate) free: u32,
+    /// Memory that its tasks share; zero where it has not said.
+    pub(crate) memory_bytes: u64,
 }
 
 /// Slots taken on each executor, read from the graphs: the tasks that run there in stages that run.
@@ -58,17 +60,21 @@ pub(crate) fn survey(job: &JobId, graph: &ExecutionGraphBox, running: &mut Vec<R
             continue;
         };
         let run = admitted.0;
+        let demand = demand_of(stage);
+        // A task that takes a whole input is one, however many partitions that has: to count them all is on the safe side.
+        let memory_bytes = demand.as_ref().map_or(0, |demand| demand.memory_bytes);
         running.extend(stage.task_infos.iter().filter_map(|task| match &task.task_status {
             TaskState::Running(state) => Some(RunningTask {
                 name: (job.clone(), *id, stage.stage_attempt_num, task.task_id),
                 run,
                 executor: state.executor_id.clone(),
                 slots: task.vcores_consumed,
+                memory_bytes: memory_bytes.saturating_mul(task.global_input_partition_ids.len() as u64),
             }),
             _ => None,
         }));
         // A stage whose markers disagree is placed nowhere; the watch fails its job with the reason.
-        let Ok(demand) = demand_of(stage) else { continue };
+        let Ok(demand) = demand else { continue };
         let units = match stage.pending.remaining() {
             0 => continue,
             // What is downstream of a collapse wants its whole input: it is one task, driven by one thread.
@@ -79,9 +85,20 @@ pub(crate) fn survey(job: &JobId, graph: &ExecutionGraphBox, running: &mut Vec<R
     }
 }
 
-/// Slots that one partition takes on this executor; at least one free slot of a whole device is the whole device.
+/// Slots that one partition takes on this executor: as many as it asks for, or more where their share of the executor's
+/// memory is less than it asks for; at least one free slot of a whole device is the whole device.
 fn slots_on(demand: &Demand, place: &Place) -> u32 {
-    demand.slots.clamp(1, place.total.max(1))
+    let total = place.total.max(1);
+    demand.slots.max(slots_for(demand.memory_bytes, place.memory_bytes, total)).clamp(1, total)
+}
+
+/// How many of an executor's slots have so much of its memory; one where nothing is asked for or known.
+pub(crate) fn slots_for(asked_bytes: u64, memory_bytes: u64, slots: u32) -> u32 {
+    if asked_bytes == 0 || memory_bytes == 0 {
+        return 1;
+    }
+    let slots = u128::from(asked_bytes) * u128::from(slots.max(1));
+    u32::try_from(slots.div_ceil(u128::from(memory_bytes))).unwrap_or(u32::MAX).max(1)
 }
 
 /// What a stage asks of its executor: what its plan says, or else its job.
@@ -212,5 +229,30 @@ fn has_input_collapse(root: &Arc<dyn ExecutionPlan>) -> bool {
             _ => return false,
         };
         node = child;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_have_shares_of_an_executors_memory() {
+        let place = |memory_bytes| Place { id: "cpu.1".to_owned(), total: 4, free: 4, memory_bytes };
+        let heavy = |memory_bytes| Demand::plain("cpu").with_memory(memory_bytes);
+        for (asked, has, slots) in [
+            (0, 4_000, 1),
+            (1, 4_000, 1),
+            (1_000, 4_000, 1),
+            (1_001, 4_000, 2),
+            (4_000, 4_000, 4),
+            (9_000, 4_000, 4),
+            (9_000, 0, 1),
+            (u64::MAX, 1, 4),
+        ] {
+            assert_eq!(slots_on(&heavy(asked), &place(has)), slots, "{asked} of {has}");
+        }
+        let gpu = Demand { slots: u32::MAX, ..heavy(10) };
+        assert_eq!(slots_on(&gpu, &place(4_000)), 4, "a whole device is a whole device");
     }
 }

@@ -70,8 +70,10 @@ pub struct ExecutorInfo {
     pub busy: u32,
     /// Where it serves its intermediate results.
     pub address: String,
-    /// Whether it takes nothing new.
+    /// Whether it leaves and takes nothing new.
     pub draining: bool,
+    /// Why it takes no tasks although it does not leave.
+    pub closed: Option<String>,
 }
 
 /// Where one stage of a job ran.
@@ -159,7 +161,7 @@ impl Scheduler {
         };
         let handshake = core.handshake.clone();
         let incoming = handshake.incoming(listener)?;
-        let intake = SchedulerGrpcServer::new(Intake::new(server.clone(), watch.clone()))
+        let intake = SchedulerGrpcServer::new(Intake::new(server.clone(), watch.clone(), cluster.clone()))
             .max_decoding_message_size(MESSAGE_BYTES)
             .max_encoding_message_size(MESSAGE_BYTES);
         let hearing = (watch.clone(), cluster.clone());
@@ -289,6 +291,7 @@ impl Core {
                     busy: taken.get(&executor.id).copied().unwrap_or(0),
                     address: format!("{}:{}", executor.host, executor.port),
                     draining: self.cluster.is_draining(&executor.id),
+                    closed: self.cluster.closed(&executor.id),
                 })
             })
             .collect();

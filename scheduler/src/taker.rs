@@ -31,6 +31,9 @@ use crate::serve::{Core, check_size, session_config};
 /// Answers that wait until the client reads them.
 const AHEAD: usize = 4;
 
+/// Characters of a job's name.
+const MOST_NAME: usize = 200;
+
 /// Takes work from clients.
 pub(crate) struct Taker {
     core: Core,
@@ -87,14 +90,21 @@ impl TakesJobs for Taker {
         })
     }
 
-    fn status(&self) -> BoxFuture<'static, Result<StatusResponse, Status>> {
+    fn status(&self, caller: Caller) -> BoxFuture<'static, Result<StatusResponse, Status>> {
         let core = self.core.clone();
         Box::pin(async move {
+            let (mut jobs, mut tenants) = (jobs(&core).await, core.desk.tenants());
+            if let Some(own) = &caller.tenant {
+                // Who knows a job's id reads its result.
+                let seen = core.desk.jobs_of(own);
+                jobs.retain(|job| seen.contains(job.id.as_str()));
+                tenants.retain(|other| own.covers(&other.name));
+            }
             Ok(StatusResponse {
                 executors: executors(&core).await,
-                jobs: jobs(&core).await,
+                jobs,
                 queues: core.desk.queues().into_iter().map(queue_state).collect(),
-                tenants: core.desk.tenants().into_iter().map(tenant_state).collect(),
+                tenants: tenants.into_iter().map(tenant_state).collect(),
                 leader: core.reached.to_string(),
                 term: core.term.number(),
             })
@@ -110,9 +120,7 @@ fn tenant(request: &SubmitRequest, caller: &Caller) -> Result<TenantName, String
         (organisation, team) => TenantName::parse(&format!("{organisation}/{team}"))?,
     };
     let Some(own) = &caller.tenant else { return Ok(asked) };
-    // A token of an organisation submits for each of its teams; one of a team for that team.
-    let fits = asked.organisation == own.organisation && (own.team.is_empty() || asked.team == own.team);
-    match asked == TenantName::default() || fits {
+    match asked == TenantName::default() || own.covers(&asked) {
         true if asked == TenantName::default() => Ok(own.clone()),
         true => Ok(asked),
         false => Err(format!("the token submits for {own} and not for {asked}")),
@@ -166,6 +174,11 @@ async fn wait_and_follow(
     }
 }
 
+/// A name from outside as it is shown to others, whose terminals it must not steer.
+fn shown(name: &str) -> String {
+    name.chars().filter(|c| !c.is_control()).take(MOST_NAME).collect()
+}
+
 async fn begin(core: &Core, request: SubmitRequest, place: Place) -> Result<Job, Status> {
     let refuse = |error: String| Status::invalid_argument(error);
     let settings: Vec<KeyValuePair> = request
@@ -173,7 +186,11 @@ async fn begin(core: &Core, request: SubmitRequest, place: Place) -> Result<Job,
         .into_iter()
         .map(|setting| KeyValuePair { key: setting.key, value: Some(setting.value) })
         .collect();
-    let demand = Demand { class: request.class.as_str().into(), slots: request.slots.max(1) };
+    let demand = Demand {
+        class: request.class.as_str().into(),
+        slots: request.slots.max(1),
+        memory_bytes: request.memory_bytes,
+    };
     let config = session_config()
         .update_from_key_value_pair(&settings)
         .with_extension(Arc::new(demand))
@@ -182,7 +199,9 @@ async fn begin(core: &Core, request: SubmitRequest, place: Place) -> Result<Job,
     let plan = PhysicalPlanNode::try_decode(&request.plan)
         .and_then(|plan| plan.try_into_physical_plan(&context.task_ctx(), RowmillCodec::shared().as_ref()))
         .map_err(|error| refuse(format!("the plan cannot be read: {error}")))?;
-    core.submit(&request.name, place, context, plan).await.map_err(|error| Status::unavailable(error.to_string()))
+    core.submit(&shown(&request.name), place, context, plan)
+        .await
+        .map_err(|error| Status::unavailable(error.to_string()))
 }
 
 /// Tells the client what becomes of its job. Until the client goes: dropping the job releases what it made.
@@ -261,6 +280,7 @@ async fn executors(core: &Core) -> Vec<ExecutorState> {
         busy: executor.busy,
         address: executor.address,
         draining: executor.draining,
+        closed: executor.closed.unwrap_or_default(),
     };
     core.executors().await.into_iter().map(state).collect()
 }

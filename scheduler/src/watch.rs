@@ -20,6 +20,7 @@ use ballista_scheduler::state::execution_stage::ExecutionStage;
 use datafusion_proto::protobuf::{LogicalPlanNode, PhysicalPlanNode};
 use parking_lot::Mutex;
 use rowmill_wire::alive::{AliveRequest, AliveResponse, RunningTask};
+use rowmill_wire::class::Demand;
 use rowmill_wire::name::ExecutorName;
 use rowmill_wire::step::StepCount;
 
@@ -27,9 +28,10 @@ use crate::admission::Desk;
 use crate::claims::Claims;
 pub(crate) use crate::claims::name_of;
 use crate::cluster_state::Cluster;
-use crate::mend::{give_up, is_gone};
+use crate::mend::{give_up, is_gone, offer_again};
 use crate::options::Options;
 use crate::placement::demand_of;
+use crate::unserved::Crowd;
 
 /// Ballista's server, as we use it.
 pub(crate) type Server = SchedulerServer<LogicalPlanNode, PhysicalPlanNode>;
@@ -87,6 +89,8 @@ struct Book {
     draining: HashMap<String, Instant>,
     /// When the last look began that has ended.
     looked: Option<Instant>,
+    /// An executor that takes more than it did: what waits may have a place now.
+    changed: Option<String>,
 }
 
 impl Book {
@@ -109,9 +113,13 @@ impl Watch {
     /// An executor says what it runs; it is told what to stop.
     pub(crate) fn hear(&self, cluster: &Cluster, message: AliveRequest, lease: Duration) -> AliveResponse {
         cluster.set_draining(&message.executor, message.draining);
-        cluster.set_memory(&message.executor, message.memory_bytes);
+        let opened = cluster.set_closed(&message.executor, &message.closed);
+        let grown = cluster.set_memory(&message.executor, message.memory_bytes);
         let now = Instant::now();
         let mut book = self.book.lock();
+        if opened || grown {
+            book.changed = Some(message.executor.clone());
+        }
         book.signs.insert(message.executor.clone(), now);
         if message.draining {
             book.draining.entry(message.executor.clone()).or_insert(now);
@@ -206,13 +214,17 @@ impl Watch {
                 give_up(server, executor.id.clone(), "its process is gone").await;
             }
         }
-        let serving: Vec<ExecutorName> = registered
-            .into_iter()
-            .filter(|executor| !cluster.is_draining(&executor.id))
-            .filter_map(|executor| executor.id.parse().ok())
-            .collect();
+        let mut crowd = Crowd::default();
+        for executor in registered {
+            let Ok(name) = executor.id.parse::<ExecutorName>() else { continue };
+            match cluster.closed(&executor.id) {
+                _ if cluster.is_draining(&executor.id) => {}
+                Some(why) => crowd.closed.push((name, why)),
+                None => crowd.serving.push((name, cluster.memory(&executor.id))),
+            }
+        }
         let mut running: HashMap<RunningTask, String> = HashMap::new();
-        let mut waiting: HashMap<(JobId, usize), String> = HashMap::new();
+        let mut waiting: HashMap<(JobId, usize), Demand> = HashMap::new();
         let mut failed: HashMap<JobId, String> = HashMap::new();
         let mut needed: HashSet<String> = HashSet::new();
         for (job, info) in jobs.iter() {
@@ -238,8 +250,8 @@ impl Watch {
                     Err(why) => {
                         failed.insert(job.clone(), format!("stage {id}: {why}"));
                     }
-                    Ok(demand) if !serving.iter().any(|executor| executor.serves(&demand.class)) => {
-                        waiting.insert((job.clone(), *id), demand.class.to_string());
+                    Ok(demand) if !crowd.serves(&demand) => {
+                        waiting.insert((job.clone(), *id), demand);
                     }
                     Ok(_) => {}
                 }
@@ -262,7 +274,7 @@ impl Watch {
             book.strangers.retain(|task, since| !attempts.contains_key(task) && since.elapsed() < options.lease * 4);
             book.attempts = attempts;
         }
-        self.judge_waiting(&waiting, &serving, &mut failed, now, options);
+        self.judge_waiting(&waiting, &crowd, &mut failed, now, options);
         let ended = failed.into_iter().map(|(job, why)| (job, Reason::Unplaced(why)));
         for (job, why) in ended.chain(over_quota.into_iter().map(|(job, why)| (job, Reason::OverQuota(why)))) {
             tracing::warn!(job = %job, "the job fails: {why:?}");
@@ -270,6 +282,10 @@ impl Watch {
             if let Err(error) = server.cancel_job(job.clone()).await {
                 tracing::error!(job = %job, "the job could not be ended: {error}");
             }
+        }
+        let changed = self.book.lock().changed.take();
+        if let Some(executor) = changed.filter(|executor| known.contains(executor)) {
+            offer_again(server, executor).await;
         }
         for (task, executor) in lost {
             tracing::warn!(
@@ -311,41 +327,26 @@ impl Watch {
 
     fn judge_waiting(
         &self,
-        waiting: &HashMap<(JobId, usize), String>,
-        serving: &[ExecutorName],
+        waiting: &HashMap<(JobId, usize), Demand>,
+        crowd: &Crowd,
         failed: &mut HashMap<JobId, String>,
         now: Instant,
         options: &Options,
     ) {
         let mut book = self.book.lock();
         book.unserved.retain(|stage, _| waiting.contains_key(stage));
-        for ((job, stage), class) in waiting {
+        for ((job, stage), demand) in waiting {
             let state = book.unserved.entry((job.clone(), *stage)).or_insert(Unserved { since: now, warned: false });
             let waited = now.duration_since(state.since);
             if waited >= options.queue_timeout {
-                failed.insert(job.clone(), unserved_reason(*stage, class, serving, waited));
+                failed.insert(job.clone(), crowd.reason(*stage, demand, waited));
             } else if waited >= options.warn_after && !state.warned {
                 state.warned = true;
-                tracing::warn!(job = %job, stage, class, "{}", unserved_reason(*stage, class, serving, waited));
+                let class = &*demand.class;
+                tracing::warn!(job = %job, stage, class, "{}", crowd.reason(*stage, demand, waited));
             }
         }
     }
-}
-
-fn unserved_reason(stage: usize, class: &str, serving: &[ExecutorName], waited: Duration) -> String {
-    let mut served: Vec<&str> = serving.iter().flat_map(ExecutorName::classes).map(String::as_str).collect();
-    served.sort_unstable();
-    served.dedup();
-    let others = if served.is_empty() {
-        "there are no executors at all".to_owned()
-    } else {
-        format!("there are executors for {}", served.join(", "))
-    };
-    format!(
-        "stage {stage} needs an executor of class {class}; none has come in {} s, {others}; start one with \
-         `rowmill executor --class {class}`",
-        waited.as_secs()
-    )
 }
 
 /// The executors that hold what a stage has made, or are about to.

@@ -24,6 +24,8 @@ pub struct Part<'a> {
     pub name: &'a str,
     /// The class that it asks for.
     pub class: &'a str,
+    /// Bytes of memory that each of its partitions asks for; zero where none of its steps says so.
+    pub memory_bytes: u64,
     /// Whether a step of this process reads its rows, so that a part that only reads is as well read here.
     pub read_here: bool,
 }

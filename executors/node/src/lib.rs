@@ -17,10 +17,12 @@
 //! environment; connections to other executors are made for each fetch.
 
 mod calls;
+mod disk;
 mod error;
 mod member;
 mod options;
 mod process;
+mod results;
 mod server;
 mod tasks;
 mod terms;

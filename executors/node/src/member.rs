@@ -13,6 +13,7 @@ use rowmill_wire::leader::{Schedulers, Standby};
 use rowmill_wire::transport::ConnectError;
 use tonic::transport::Channel;
 
+use crate::disk::Disk;
 use crate::error::Error;
 use crate::options::Options;
 use crate::tasks::{Tasks, connect};
@@ -31,6 +32,7 @@ pub(crate) struct Member<'a> {
     pub(crate) metadata: ExecutorRegistration,
     pub(crate) tasks: &'a Arc<Tasks>,
     pub(crate) work_dir: &'a WorkDir,
+    pub(crate) disk: Arc<Disk>,
     pub(crate) schedulers: Schedulers,
     pub(crate) followed: Arc<Followed>,
     /// The scheduler that took its last sign of life.
@@ -187,6 +189,10 @@ impl Member<'_> {
             status: Some(ExecutorStatus { status: Some(state) }),
             metadata: Some(self.metadata.clone()),
         };
+        let disk = self.disk.clone();
+        tokio::task::spawn_blocking(move || disk.look()).await.map_err(|error| error.to_string())?;
+        let closed = self.disk.closed();
+        let is_closed = closed.is_some();
         let mut client = SchedulerGrpcClient::new(channel.clone());
         let said = async {
             client.heart_beat_from_executor(message).await?;
@@ -196,6 +202,7 @@ impl Member<'_> {
                 draining: self.draining,
                 held: self.work_dir.jobs(),
                 memory_bytes: self.memory_bytes,
+                closed: closed.unwrap_or_default(),
             };
             say_alive(channel.clone(), signs).await
         };
@@ -210,6 +217,9 @@ impl Member<'_> {
         if let Err(why) = self.followed.follow(answer.term, self.tasks).await.map(drop) {
             self.schedulers.silent(&address);
             return Err(format!("{address}: {why}"));
+        }
+        if is_closed {
+            self.disk.heard();
         }
         self.tasks.stop(answer.stop).await;
         for job in answer.forget {

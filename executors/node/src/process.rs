@@ -12,7 +12,6 @@ use ballista_core::serde::{BallistaCodec, BallistaLogicalExtensionCodec};
 use ballista_executor::execution_engine::DefaultExecutionEngine;
 use ballista_executor::executor::Executor;
 use ballista_executor::executor_process::{ExecutorProcessConfig, structure_executor_metadata};
-use ballista_executor::flight_service::BallistaFlightService;
 use ballista_executor::metrics::LoggingMetricsCollector;
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
@@ -31,9 +30,11 @@ use tonic::transport::Server;
 use tonic::transport::server::Router;
 
 use crate::calls::{Calls, Taker};
+use crate::disk::Disk;
 use crate::error::Error;
 use crate::member::Member;
 use crate::options::Options;
+use crate::results::Results;
 use crate::server::TaskServer;
 use crate::tasks::Tasks;
 use crate::terms::Followed;
@@ -77,7 +78,8 @@ async fn run_until(options: Options, mut stop: BoxFuture<'static, ()>) -> Result
         options.slots as usize,
         engine.clone(),
     ));
-    let tasks = Arc::new(Tasks::try_new(executor.clone(), engine, &options)?);
+    let disk = Arc::new(Disk::new(work_dir.shuffle()));
+    let tasks = Arc::new(Tasks::try_new(executor.clone(), engine, disk.clone(), &options)?);
     let (given_up, mut gone) = mpsc::channel(4);
     let followed = Arc::new(Followed::default());
     let server = TaskServer {
@@ -91,7 +93,7 @@ async fn run_until(options: Options, mut stop: BoxFuture<'static, ()>) -> Result
     let task_service = ExecutorGrpcServer::new(server)
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES);
-    let flight_service = FlightServiceServer::new(BallistaFlightService::new(executor.work_dir.clone()))
+    let flight_service = FlightServiceServer::new(Results::new(executor.work_dir.clone()))
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES);
     // Tasks come from the scheduler; results are read by other executors and by clients, whose calls it makes, too.
@@ -116,6 +118,7 @@ async fn run_until(options: Options, mut stop: BoxFuture<'static, ()>) -> Result
         work_dir: &work_dir,
         schedulers: Schedulers::new(options.schedulers.clone(), options.handshake.transport()),
         followed,
+        disk: disk.clone(),
         at: None,
         draining: false,
         memory_bytes: memory(&options).unwrap_or(0),
@@ -136,6 +139,7 @@ async fn run_until(options: Options, mut stop: BoxFuture<'static, ()>) -> Result
                 tasks.stop(running).await;
             }
             _ = beats.tick() => { member.beat().await; }
+            () = disk.changed() => { member.beat().await; }
         }
     }
 

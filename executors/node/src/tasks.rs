@@ -23,6 +23,7 @@ use rowmill_wire::transport::ConnectError;
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 
+use crate::disk::Disk;
 use crate::options::{Describe, Options};
 
 /// The longest wait before a report is tried again.
@@ -51,6 +52,7 @@ pub(crate) struct Tasks {
     executor: Arc<Executor>,
     engine: Arc<dyn ExecutionEngine>,
     describe: Option<Describe>,
+    disk: Arc<Disk>,
     /// Runs, or has run and is not reported.
     open: Mutex<HashMap<RunningTask, TaskKey>>,
     /// Tasks that nobody waits for: their reports are not sent.
@@ -64,6 +66,7 @@ impl Tasks {
     pub(crate) fn try_new(
         executor: Arc<Executor>,
         engine: Arc<dyn ExecutionEngine>,
+        disk: Arc<Disk>,
         options: &Options,
     ) -> std::io::Result<Self> {
         let threads = tokio::runtime::Builder::new_multi_thread()
@@ -77,6 +80,7 @@ impl Tasks {
             executor,
             engine,
             describe: options.describe.clone(),
+            disk,
             open: Mutex::default(),
             dropped: Mutex::default(),
             scheduler: Mutex::default(),
@@ -201,6 +205,10 @@ impl Tasks {
 
     /// A failure as Ballista sorts it. One that would come again each time is told in our words.
     fn failed(&self, error: BallistaError) -> FailedTask {
+        if self.disk.judge(&error) {
+            // Elsewhere there is room. Ballista takes what Arrow says of a full disk for a fault of the query.
+            return FailedTask::from(BallistaError::IoError(std::io::Error::other(error.to_string())));
+        }
         if broke_off(&error) {
             // Tried again, it finds out that the executor is gone, which Ballista knows to mend.
             return FailedTask::from(BallistaError::IoError(std::io::Error::other(error.to_string())));
@@ -256,6 +264,10 @@ impl Tasks {
     /// Reports until the scheduler has taken it, or nobody waits for it any more.
     async fn report(&self, name: RunningTask, status: TaskStatus) {
         let mut wait = Duration::from_millis(50);
+        if matches!(status.status, Some(task_status::Status::Failed(_))) {
+            // Before it is tried again the scheduler has to know where not.
+            self.disk.until_heard().await;
+        }
         while !self.dropped.lock().contains(&name) {
             match self.try_report(&status).await {
                 Ok(()) => break,

@@ -37,7 +37,7 @@ async fn channel(scheduler: &Scheduler, handshake: &Handshake) -> Channel {
     handshake.connect(&scheduler.address().to_string(), |endpoint| endpoint).await.unwrap()
 }
 
-async fn request(context: &Arc<SessionContext>, sql: &str, queue: &str, class: &str) -> SubmitRequest {
+pub(crate) async fn request(context: &Arc<SessionContext>, sql: &str, queue: &str, class: &str) -> SubmitRequest {
     let plan = context.sql(sql).await.unwrap().create_physical_plan().await.unwrap();
     let encoded = PhysicalPlanNode::try_from_physical_plan(plan, RowmillCodec::shared().as_ref()).unwrap();
     let mut bytes = Vec::new();
@@ -56,7 +56,7 @@ async fn request(context: &Arc<SessionContext>, sql: &str, queue: &str, class: &
 }
 
 /// The next event that is more than a sign of life; with the stream, which is the client's hold on its job.
-async fn next(progress: &mut Streaming<Progress>) -> Event {
+pub(crate) async fn next(progress: &mut Streaming<Progress>) -> Event {
     loop {
         let message = tokio::time::timeout(LIMIT, progress.message()).await.expect("in time").unwrap();
         match message.expect("the stream goes on").event {

@@ -4,9 +4,12 @@
 
 mod admission;
 mod deaths;
+mod disks;
 mod joining;
 mod leases;
+mod lies;
 mod placing;
 mod security;
+mod strangers;
 mod support;
 mod terms;

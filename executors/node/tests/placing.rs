@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rowmill_scheduler::Scheduler;
+use datafusion::execution::context::SessionContext;
+use rowmill_scheduler::{Options, Scheduler};
 use rowmill_wire::class::{Demand, mark};
 use rowmill_wire::name::ExecutorName;
 
@@ -75,6 +76,51 @@ async fn a_class_that_nobody_serves_fails_with_the_reason() {
     // The rest of the cluster goes on.
     let mut job = scheduler.submit("cpu", Arc::clone(&context), plan).await.unwrap();
     tokio::time::timeout(Duration::from_secs(20), job.wait()).await.expect("in time").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_is_kept_for_those_who_ask_for_it() {
+    let mut options = options();
+    options.warn_after = Duration::from_millis(300);
+    options.queue_timeout = Duration::from_secs(2);
+    let scheduler = Scheduler::start(options).await.unwrap();
+    // Two slots of 256 MiB.
+    let _cpu = Process::start(&scheduler, &["cpu"]);
+    let context = session().await;
+    let sql = "select l_suppkey, sum(l_quantity) from lineitem group by l_suppkey";
+    let asking = async |mib: u64| {
+        let demand = Demand::plain("cpu").with_memory(mib << 20);
+        let mut state = context.state();
+        state.config_mut().set_extension(Arc::new(demand));
+        let plan = context.sql(sql).await.unwrap().create_physical_plan().await.unwrap();
+        let own = Arc::new(SessionContext::new_with_state(state));
+        scheduler.submit("heavy", own, plan).await.unwrap()
+    };
+    for mib in [0, 200, 300, 512] {
+        let answer = tokio::time::timeout(Duration::from_secs(60), asking(mib).await.collect()).await.expect("in time");
+        assert_eq!(crate::support::lines(&answer.unwrap()), local(sql).await, "{mib} MiB");
+    }
+    let mut large = asking(513).await;
+    let error = tokio::time::timeout(Duration::from_secs(20), large.wait()).await.expect("it is refused").unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("537919488 bytes") && text.contains("has 536870912"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_state_of_a_finished_job_goes_after_seconds() {
+    let scheduler = Scheduler::start(Options { keep_finished: Duration::from_secs(2), ..options() }).await.unwrap();
+    let _cpu = Process::start(&scheduler, &["cpu", "io"]);
+    let context = session().await;
+    let marked = plan(&context, "select count(*) from lineitem where l_quantity > 10").await;
+    let job = scheduler.submit("short", Arc::clone(&context), marked).await.unwrap();
+    let id = job.id().clone();
+    job.collect().await.unwrap();
+    assert!(scheduler.placements(&id).await.unwrap().is_some(), "it is kept for some seconds");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while scheduler.placements(&id).await.unwrap().is_some() {
+        assert!(Instant::now() < deadline, "the state of the job stays");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -184,7 +184,7 @@ async fn a_token_that_submits_does_not_join() {
 }
 
 /// The ports that a process listens on, as the kernel knows them.
-fn listening(process: &Process) -> Vec<u16> {
+pub(crate) fn listening(process: &Process) -> Vec<u16> {
     let text = std::fs::read_to_string("/proc/net/tcp").unwrap();
     let fds = std::fs::read_dir(format!("/proc/{}/fd", process.child.id())).unwrap();
     let own: Vec<String> = fds

@@ -16,6 +16,7 @@ use datafusion::physical_plan::{
 };
 use futures::{StreamExt as _, TryStreamExt as _};
 use rowmill_engine::plan::meter::Meter;
+use rowmill_wire::class::Demand;
 use tokio::sync::OnceCell;
 
 use crate::result::JobResult;
@@ -26,8 +27,8 @@ use crate::submit::Cluster;
 pub(crate) struct Placed {
     /// What people call it.
     pub(crate) name: String,
-    /// The class that it asks for.
-    pub(crate) class: String,
+    /// What its stages ask for where they say nothing else.
+    pub(crate) demand: Demand,
     /// The part as it was planned here.
     pub(crate) plan: Arc<dyn ExecutionPlan>,
     /// The part as it is sent.
@@ -69,15 +70,20 @@ impl ClusterExec {
         &self.placed.plan
     }
 
-    /// The class that it asks for.
-    pub fn class(&self) -> &str {
-        &self.placed.class
+    /// What it asks for.
+    pub fn demand(&self) -> &Demand {
+        &self.placed.demand
     }
 }
 
 impl DisplayAs for ClusterExec {
     fn fmt_as(&self, _kind: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ClusterExec: class={}, runs on the cluster:", self.placed.class)?;
+        let Demand { class, memory_bytes, .. } = &self.placed.demand;
+        write!(f, "ClusterExec: class={class}, ")?;
+        if *memory_bytes > 0 {
+            write!(f, "memory={memory_bytes} bytes, ")?;
+        }
+        write!(f, "runs on the cluster:")?;
         for line in displayable(self.placed.plan.as_ref()).indent(false).to_string().lines() {
             write!(f, "\n    | {line}")?;
         }

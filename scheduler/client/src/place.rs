@@ -148,7 +148,8 @@ fn does_work(plan: &Arc<dyn ExecutionPlan>) -> bool {
 
 /// The leaf that stands for a plan, if a cluster can run all of it.
 fn leaf(cluster: &Cluster, part: Part<'_>, plan: &Arc<dyn ExecutionPlan>) -> Option<Arc<dyn ExecutionPlan>> {
-    let plan = opened(plan, part.class)?;
+    let own = Demand::plain(part.class).with_memory(part.memory_bytes);
+    let (plan, demand) = opened(plan, own)?;
     if !is_supported(&plan) {
         return None;
     }
@@ -161,14 +162,15 @@ fn leaf(cluster: &Cluster, part: Part<'_>, plan: &Arc<dyn ExecutionPlan>) -> Opt
             return None;
         }
     };
-    let placed = Placed { name: part.name.to_owned(), class: part.class.to_owned(), plan, bytes, meters };
+    let placed = Placed { name: part.name.to_owned(), demand, plan, bytes, meters };
     Some(Arc::new(ClusterExec::new(placed, cluster.clone())))
 }
 
-/// The plan with the plans of its streamed producers in the place of their leaves; `None` where one of them runs here, or
-/// where classes would meet in one stage.
-fn opened(plan: &Arc<dyn ExecutionPlan>, class: &str) -> Option<Arc<dyn ExecutionPlan>> {
+/// The plan with the plans of its streamed producers in the place of their leaves, and what it asks for then; `None`
+/// where one of them runs here, or where classes would meet in one stage.
+fn opened(plan: &Arc<dyn ExecutionPlan>, own: Demand) -> Option<(Arc<dyn ExecutionPlan>, Demand)> {
     let mut elsewhere = true;
+    let mut demand = own;
     let opened = Arc::clone(plan).transform_up(|node| {
         let Some(streamed) = node.downcast_ref::<StreamedExec>() else { return Ok(Transformed::no(node)) };
         let Some(producer) = streamed.input().downcast_ref::<ClusterExec>() else {
@@ -176,13 +178,17 @@ fn opened(plan: &Arc<dyn ExecutionPlan>, class: &str) -> Option<Arc<dyn Executio
             return Ok(Transformed::no(node));
         };
         let part = Arc::clone(producer.part());
-        Ok(Transformed::yes(match producer.class() == class {
-            true => part,
-            false => handed_over(part, &Demand::plain(producer.class()))?,
+        Ok(Transformed::yes(match producer.demand().class == demand.class {
+            // They meet in stages, which are to suit both.
+            true => {
+                demand.memory_bytes = demand.memory_bytes.max(producer.demand().memory_bytes);
+                part
+            }
+            false => handed_over(part, producer.demand())?,
         }))
     });
     let opened = opened.ok().filter(|_| elsewhere)?.data;
-    classes_agree(&opened).then_some(opened)
+    classes_agree(&opened).then_some((opened, demand))
 }
 
 /// A part of another class, as the input of a consumer: its stages marked, and where its rows may come in any order and

@@ -297,6 +297,13 @@ impl Desk {
             .collect()
     }
 
+    /// The jobs of an organisation, or of a team, that run.
+    pub(crate) fn jobs_of(&self, tenant: &TenantName) -> HashSet<String> {
+        let inner = self.inner.lock();
+        let own = |run: &&Run| inner.names.tenants.get(&run.tenant).is_some_and(|other| tenant.covers(other));
+        inner.runs.values().filter(own).filter_map(|run| run.job.as_ref()).map(ToString::to_string).collect()
+    }
+
     /// Teams that have something, in the order of their names.
     pub(crate) fn tenants(&self) -> Vec<TenantView> {
         let inner = self.inner.lock();

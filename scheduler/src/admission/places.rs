@@ -14,6 +14,7 @@ use rowmill_cores::routing::{Route, Strategy, TagSet};
 use rowmill_wire::class::Demand;
 
 use super::desk::{Desk, Inner, Names};
+use crate::placement::slots_for;
 
 /// The class whose executors' GPUs count.
 const GPU: &str = "gpu";
@@ -48,6 +49,8 @@ pub(crate) struct RunningTask {
     pub(crate) run: RunId,
     pub(crate) executor: String,
     pub(crate) slots: u32,
+    /// Memory that was asked for it.
+    pub(crate) memory_bytes: u64,
 }
 
 /// A running stage with partitions that wait.
@@ -68,6 +71,7 @@ pub(crate) type Grants = HashMap<(JobId, usize), Vec<(String, ReservationId)>>;
 struct Known {
     id: ExecutorId,
     slots: u32,
+    memory_bytes: u64,
     open: bool,
 }
 
@@ -79,14 +83,24 @@ struct Asked {
 }
 
 /// What one slot of a class comes to.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Capacity {
     /// Of all executors that take tasks.
     slots: u32,
     /// Of the largest one.
     most: u32,
-    /// The largest share of an executor's memory.
-    slot_memory_bytes: u64,
+    /// The smallest share of an executor's memory, so that plain tasks fit wherever there is a slot.
+    slot_memory_bytes: Option<u64>,
+    /// Slots and memory of each executor that has said what it has.
+    shares: Vec<(u32, u64)>,
+}
+
+impl Capacity {
+    /// Slots that have so much memory, on whichever executor has it at all.
+    fn slots_for(&self, bytes: u64) -> u32 {
+        let large = self.shares.iter().filter(|(_, memory)| *memory >= bytes);
+        large.map(|(slots, memory)| slots_for(bytes, *memory, *slots)).max().unwrap_or(1)
+    }
 }
 
 /// What is known from pass to pass.
@@ -116,9 +130,10 @@ impl Places {
     fn meet_executors(&mut self, core: &mut Admission, names: &mut Names, executors: &[Executor]) {
         let there: HashMap<&str, &Executor> = executors.iter().map(|own| (own.name.as_str(), own)).collect();
         self.executors.retain(|name, known| {
-            // One that opens again, or comes back with other slots, begins anew.
-            let stays =
-                there.get(name.as_str()).is_some_and(|own| own.slots == known.slots && (known.open || !own.open));
+            // One that opens again, or comes back with other slots or memory, begins anew.
+            let stays = there.get(name.as_str()).is_some_and(|own| {
+                own.slots == known.slots && own.memory_bytes == known.memory_bytes && (known.open || !own.open)
+            });
             if !stays {
                 core.leave(known.id);
             }
@@ -131,8 +146,12 @@ impl Places {
                     let capacity = self.capacities.entry(class.clone()).or_default();
                     capacity.slots = capacity.slots.saturating_add(own.slots);
                     capacity.most = capacity.most.max(own.slots);
-                    let share = own.memory_bytes / u64::from(own.slots.max(1));
-                    capacity.slot_memory_bytes = capacity.slot_memory_bytes.max(share);
+                    if own.memory_bytes > 0 {
+                        let share = own.memory_bytes / u64::from(own.slots.max(1));
+                        capacity.slot_memory_bytes =
+                            Some(capacity.slot_memory_bytes.map_or(share, |least| least.min(share)));
+                        capacity.shares.push((own.slots, own.memory_bytes));
+                    }
                 }
             }
             if let Some(known) = self.executors.get_mut(&own.name) {
@@ -147,8 +166,9 @@ impl Places {
             let capacity = Resources {
                 slots: own.slots,
                 cpu_milli: 1_000 * u64::from(own.slots),
-                // What tasks take of these is reckoned for quotas; slots say what fits.
-                memory_bytes: u64::MAX,
+                // One that has not said what it has is taken to have enough.
+                memory_bytes: if own.memory_bytes == 0 { u64::MAX } else { own.memory_bytes },
+                // What tasks take of it is reckoned for quotas; slots say what fits.
                 gpu_milli: u64::MAX,
             };
             let classes = own.classes.iter().map(|class| names.class(class)).collect();
@@ -160,7 +180,10 @@ impl Places {
             if !own.open {
                 core.drain(id);
             }
-            self.executors.insert(own.name.clone(), Known { id, slots: own.slots, open: own.open });
+            self.executors.insert(
+                own.name.clone(),
+                Known { id, slots: own.slots, memory_bytes: own.memory_bytes, open: own.open },
+            );
         }
         for class in self.capacities.keys() {
             self.minded.insert(names.class(class));
@@ -190,7 +213,8 @@ impl Places {
             let Some(known) = self.executors.get(&task.executor) else { continue };
             let key = ChunkKey { run: task.run, stage: task.name.1 as u32, chunk: ADOPTED };
             let cpu_milli = 1_000 * u64::from(task.slots);
-            let needs = Resources { slots: task.slots, cpu_milli, ..Resources::default() };
+            let needs =
+                Resources { slots: task.slots, cpu_milli, memory_bytes: task.memory_bytes, ..Resources::default() };
             if let Some(id) = core.adopt(key, known.id, needs, now_ms) {
                 self.held.insert(task.name.clone(), vec![id]);
             }
@@ -198,13 +222,20 @@ impl Places {
     }
 
     fn needs(&self, demand: &Demand) -> Resources {
-        let capacity = self.capacities.get(&demand.class).copied().unwrap_or_default();
-        let slots = demand.slots.max(1);
+        let none = Capacity::default();
+        let capacity = self.capacities.get(&demand.class).unwrap_or(&none);
+        let slots = match demand.memory_bytes {
+            0 => demand.slots.max(1),
+            bytes => demand.slots.max(capacity.slots_for(bytes)),
+        };
         let most = slots.min(capacity.most.max(1));
         Resources {
             slots: if capacity.most > 0 && slots > capacity.most { Resources::WHOLE } else { slots },
             cpu_milli: 1_000 * u64::from(most),
-            memory_bytes: capacity.slot_memory_bytes.saturating_mul(u64::from(most)),
+            memory_bytes: match demand.memory_bytes {
+                0 => capacity.slot_memory_bytes.unwrap_or(0).saturating_mul(u64::from(most)),
+                bytes => bytes,
+            },
             gpu_milli: match &*demand.class {
                 GPU => 1_000 * u64::from(most) / u64::from(capacity.most.max(1)),
                 _ => 0,
@@ -375,7 +406,7 @@ mod tests {
             for (executor, reservation) in grants {
                 let name = (job.clone(), stage, 0, running.len());
                 desk.bound(name.clone(), vec![reservation]);
-                running.push(RunningTask { name, run, executor, slots: 1 });
+                running.push(RunningTask { name, run, executor, slots: 1, memory_bytes: 0 });
             }
         }
     }
@@ -438,6 +469,53 @@ mod tests {
     }
 
     #[test]
+    fn a_partition_that_asks_for_memory_takes_the_slots_that_have_it() {
+        let desk = Arc::new(Desk::new(AdmissionOptions::default()));
+        let (heavy, plain) = (enter(&desk, ""), enter(&desk, ""));
+        let large = Executor { memory_bytes: 64 << 30, ..executor("large", "cpu", 4) };
+        let executors = [executor("small", "cpu", 4), large];
+        let asking = |place: &Place, job: &str, memory_bytes: u64| Stage {
+            demand: Demand::plain("cpu").with_memory(memory_bytes),
+            ..stage(place, job, 10)
+        };
+        // Half of the small one's memory: two at a time there, and as many on the other, whatever that has.
+        let grants = desk.place(&executors, &[], &[asking(&heavy, "heavy", 2 << 30)], Strategy::default());
+        assert_eq!(given(&grants, "heavy"), 4, "{grants:?}");
+        desk.unused(grants.into_values().flatten().map(|(_, reservation)| reservation));
+        // More than the small one has.
+        let grants = desk.place(&executors, &[], &[asking(&heavy, "heavy", 16 << 30)], Strategy::default());
+        let places: Vec<&String> = grants.values().flatten().map(|(name, _)| name).collect();
+        assert_eq!(places, ["large"; 4]);
+        desk.unused(grants.into_values().flatten().map(|(_, reservation)| reservation));
+        // More than anybody has waits for somebody, and keeps nobody from the slots.
+        let stages = [asking(&heavy, "heavy", 65 << 30), stage(&plain, "plain", 20)];
+        let grants = desk.place(&executors, &[], &stages, Strategy::default());
+        assert_eq!((given(&grants, "heavy"), given(&grants, "plain")), (0, 8));
+    }
+
+    #[test]
+    fn memory_of_what_runs_is_kept_when_an_executor_says_what_it_has() {
+        let desk = Arc::new(Desk::new(AdmissionOptions::default()));
+        let place = enter(&desk, "");
+        let unknown = Executor { memory_bytes: 0, ..executor("a", "cpu", 4) };
+        let stages = [Stage { demand: Demand::plain("cpu").with_memory(3 << 30), ..stage(&place, "job", 10) }];
+        let grants = desk.place(&[unknown], &[], &stages, Strategy::default());
+        assert_eq!(given(&grants, "job"), 4, "nothing is known yet");
+        desk.unused(grants.into_values().flatten().map(|(_, reservation)| reservation));
+        let running = RunningTask {
+            name: (JobId::from("job".to_owned()), 1, 0, 0),
+            run: place.mark().0,
+            executor: "a".to_owned(),
+            slots: 1,
+            memory_bytes: 3 << 30,
+        };
+        let grants = desk.place(&[executor("a", "cpu", 4)], &[running], &stages, Strategy::default());
+        assert_eq!(given(&grants, "job"), 0, "one has three of its four");
+        let grants = desk.place(&[executor("a", "cpu", 4)], &[], &stages, Strategy::default());
+        assert_eq!(given(&grants, "job"), 1);
+    }
+
+    #[test]
     fn what_is_believed_follows_the_graphs() {
         let desk = Arc::new(Desk::new(AdmissionOptions::default()));
         let place = enter(&desk, "");
@@ -451,7 +529,7 @@ mod tests {
         // Grants that were not used are free again, and a task that nobody asked for takes its slot.
         desk.unused(grants.into_values().flatten().map(|(_, reservation)| reservation));
         let name = (JobId::from("job".to_owned()), 1, 0, 7);
-        let stranger = RunningTask { name, run: place.mark().0, executor: "b".to_owned(), slots: 1 };
+        let stranger = RunningTask { name, run: place.mark().0, executor: "b".to_owned(), slots: 1, memory_bytes: 0 };
         let grants = desk.place(&[executor("b", "cpu", 2)], &[stranger], &stages, Strategy::default());
         assert_eq!(given(&grants, "job"), 1);
         // A job whose place was given back gets nothing.

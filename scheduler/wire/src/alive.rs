@@ -55,6 +55,9 @@ pub struct AliveRequest {
     /// Memory that its tasks share, in bytes; zero where that is not known.
     #[prost(uint64, tag = "5")]
     pub memory_bytes: u64,
+    /// Why it takes no tasks although it does not leave; empty where it takes them.
+    #[prost(string, tag = "6")]
+    pub closed: String,
 }
 
 /// What the scheduler answers.

@@ -26,12 +26,28 @@ pub struct Demand {
     pub class: Arc<str>,
     /// Slots that one partition takes; `u32::MAX` takes all that an executor has.
     pub slots: u32,
+    /// Bytes of memory that are kept for one partition; zero where its slots' share will do.
+    pub memory_bytes: u64,
 }
 
 impl Demand {
     /// One slot on an executor of a class.
     pub fn plain(class: &str) -> Self {
-        Self { class: class.into(), slots: 1 }
+        Self { class: class.into(), slots: 1, memory_bytes: 0 }
+    }
+
+    /// The same with so much memory for each partition.
+    pub fn with_memory(self, memory_bytes: u64) -> Self {
+        Self { memory_bytes, ..self }
+    }
+
+    /// What suits both, of one class.
+    fn largest(self, other: &Self) -> Self {
+        Self {
+            class: self.class,
+            slots: self.slots.max(other.slots),
+            memory_bytes: self.memory_bytes.max(other.memory_bytes),
+        }
     }
 }
 
@@ -65,7 +81,11 @@ impl ClassExec {
 
 impl DisplayAs for ClassExec {
     fn fmt_as(&self, _kind: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ClassExec: class={}, slots={}", self.demand.class, self.demand.slots)
+        write!(f, "ClassExec: class={}, slots={}", self.demand.class, self.demand.slots)?;
+        match self.demand.memory_bytes {
+            0 => Ok(()),
+            bytes => write!(f, ", memory={bytes}"),
+        }
     }
 }
 
@@ -124,25 +144,26 @@ impl ExecutionPlan for ClassExec {
 /// # Errors
 /// Its markers disagree: the text says how.
 pub fn class_of_stage(plan: &Arc<dyn ExecutionPlan>) -> std::result::Result<Option<Demand>, String> {
-    let mut found: BTreeMap<Arc<str>, u32> = BTreeMap::new();
+    let mut found: BTreeMap<Arc<str>, Demand> = BTreeMap::new();
     walk(plan, &mut found);
     let mut demands = found.into_iter();
     match (demands.next(), demands.next()) {
         (None, _) => Ok(None),
-        (Some((class, slots)), None) => Ok(Some(Demand { class, slots })),
+        (Some((_, demand)), None) => Ok(Some(demand)),
         (Some((one, _)), Some((other, _))) => Err(format!(
             "one stage is marked for class {one} and for class {other}; an exchange must stand between them"
         )),
     }
 }
 
-fn walk(plan: &Arc<dyn ExecutionPlan>, found: &mut BTreeMap<Arc<str>, u32>) {
+fn walk(plan: &Arc<dyn ExecutionPlan>, found: &mut BTreeMap<Arc<str>, Demand>) {
     if plan.downcast_ref::<ShuffleReaderExec>().is_some() || plan.downcast_ref::<RangeShuffleReaderExec>().is_some() {
         return;
     }
     if let Some(marker) = plan.downcast_ref::<ClassExec>() {
-        let slots = found.entry(marker.demand.class.clone()).or_default();
-        *slots = (*slots).max(marker.demand.slots);
+        let other = found.remove(&marker.demand.class);
+        let both = other.map_or_else(|| marker.demand.clone(), |other| other.largest(&marker.demand));
+        found.insert(marker.demand.class.clone(), both);
     }
     for child in plan.children() {
         walk(child, found);

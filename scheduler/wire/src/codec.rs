@@ -26,6 +26,8 @@ struct ClassMessage {
     class: String,
     #[prost(uint32, tag = "2")]
     slots: u32,
+    #[prost(uint64, tag = "3")]
+    memory_bytes: u64,
 }
 
 /// The codec of a cluster's plans.
@@ -59,10 +61,13 @@ impl PhysicalExtensionCodec for RowmillCodec {
         let Some(own) = buffer.strip_prefix(CLASS) else {
             return self.ballista.try_decode(buffer, inputs, context, converter);
         };
-        let ClassMessage { class, slots } =
+        let ClassMessage { class, slots, memory_bytes } =
             ClassMessage::decode(own).map_err(|error| DataFusionError::External(Box::new(error)))?;
         match inputs {
-            [input] => Ok(Arc::new(ClassExec::new(Demand { class: class.into(), slots }, Arc::clone(input)))),
+            [input] => {
+                let demand = Demand { class: class.into(), slots, memory_bytes };
+                Ok(Arc::new(ClassExec::new(demand, Arc::clone(input))))
+            }
             _ => internal_err!("a class marker has one input, not {}", inputs.len()),
         }
     }
@@ -82,7 +87,8 @@ impl PhysicalExtensionCodec for RowmillCodec {
             return self.ballista.try_encode(node, buffer, converter);
         };
         buffer.extend_from_slice(CLASS);
-        let message = ClassMessage { class: marker.demand().class.to_string(), slots: marker.demand().slots };
+        let Demand { class, slots, memory_bytes } = marker.demand();
+        let message = ClassMessage { class: class.to_string(), slots: *slots, memory_bytes: *memory_bytes };
         message.encode(buffer).map_err(|error| DataFusionError::External(Box::new(error)))
     }
     fn try_decode_udaf(&self, name: &str, buffer: &[u8]) -> Result<Arc<AggregateUDF>> {

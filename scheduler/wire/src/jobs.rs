@@ -69,6 +69,9 @@ pub struct SubmitRequest {
     /// The team in it; empty for none.
     #[prost(string, tag = "8")]
     pub team: String,
+    /// Bytes of memory that are kept for one partition of a stage that does not say it; zero for its slots' share.
+    #[prost(uint64, tag = "9")]
+    pub memory_bytes: u64,
 }
 
 /// What left a step in the attempts that stand.
@@ -197,9 +200,12 @@ pub struct ExecutorState {
     /// Where it serves results.
     #[prost(string, tag = "4")]
     pub address: String,
-    /// Whether it takes nothing new.
+    /// Whether it leaves and takes nothing new.
     #[prost(bool, tag = "5")]
     pub draining: bool,
+    /// Why it takes no tasks although it does not leave; empty where it takes them.
+    #[prost(string, tag = "6")]
+    pub closed: String,
 }
 
 /// A job that runs.
@@ -325,8 +331,8 @@ pub trait TakesJobs: Send + Sync + 'static {
     /// Takes a plan of a caller whose token was looked at.
     fn submit(&self, request: SubmitRequest, caller: Caller) -> BoxFuture<'static, Result<ProgressStream, Status>>;
 
-    /// Says what the cluster is doing.
-    fn status(&self) -> BoxFuture<'static, Result<StatusResponse, Status>>;
+    /// Says what the cluster is doing, as far as it is the caller's business.
+    fn status(&self, caller: Caller) -> BoxFuture<'static, Result<StatusResponse, Status>>;
 }
 
 /// The service, to be mounted behind the handshake.
@@ -361,8 +367,8 @@ impl UnaryService<StatusRequest> for StatusMethod {
     type Response = StatusResponse;
     type Future = BoxFuture<'static, Result<Response<StatusResponse>, Status>>;
 
-    fn call(&mut self, _: Request<StatusRequest>) -> Self::Future {
-        let status = self.0.status();
+    fn call(&mut self, request: Request<StatusRequest>) -> Self::Future {
+        let status = self.0.status(request.extensions().get::<Caller>().cloned().unwrap_or_default());
         Box::pin(async move { Ok(Response::new(status.await?)) })
     }
 }

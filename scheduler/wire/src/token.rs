@@ -90,6 +90,11 @@ impl TenantName {
         let (organisation, team) = text.split_once('/').map_or((text, None), |(own, team)| (own, Some(team)));
         Ok(Self { organisation: name(organisation)?, team: team.map(name).transpose()?.unwrap_or_default() })
     }
+
+    /// Whether what belongs to `other` is this one's business: an organisation's is each of its teams', a team's its own.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.organisation == other.organisation && (self.team.is_empty() || self.team == other.team)
+    }
 }
 
 impl fmt::Display for TenantName {

@@ -122,7 +122,11 @@ pub(super) fn text(Look { status, schedulers }: &Look, dead: &[String]) -> Strin
     lines.push(format!("{:<44} {:>9}  {:<22} state", "executor", "slots", "address"));
     for executor in &status.executors {
         let slots = format!("{}/{}", executor.busy, executor.slots);
-        let state = if executor.draining { "draining" } else { "ready" };
+        let state = match executor.closed.as_str() {
+            _ if executor.draining => "draining".to_owned(),
+            "" => "ready".to_owned(),
+            why => format!("takes no tasks: {why}"),
+        };
         lines.push(format!("{:<44} {slots:>9}  {:<22} {state}", executor.name, executor.address));
     }
     if status.jobs.is_empty() {
@@ -171,6 +175,7 @@ pub(super) fn json(Look { status, schedulers }: &Look, dead: &[String]) -> serde
             serde_json::json!({
                 "name": executor.name, "slots": executor.slots, "busy": executor.busy, "address": executor.address,
                 "draining": executor.draining,
+                "closed": (!executor.closed.is_empty()).then_some(&executor.closed),
             })
         })
         .collect();

@@ -164,7 +164,9 @@ async fn plan_all(compiled: &Compiled, inputs: &Inputs, staged: &[StagedSink], s
             let workflow = &compiled.workflow.name.value;
             let last = segment.steps.last().or(segment.inputs.last()).map_or("", String::as_str);
             let class = if queried { segment.class.as_str() } else { rowmill_spec::ResourceClass::Cpu.as_str() };
-            let part = Part { name: &format!("{workflow}: {last}"), class, read_here: !queried };
+            let memory = |name: &String| compiled.workflow.steps.get(name)?.resources.memory.as_ref();
+            let memory_bytes = segment.steps.iter().filter_map(memory).map(|bytes| bytes.value).max().unwrap_or(0);
+            let part = Part { name: &format!("{workflow}: {last}"), class, memory_bytes, read_here: !queried };
             plan = elsewhere.place(part, plan)?;
         }
         let Placed { mut plan, notes } = match queried {

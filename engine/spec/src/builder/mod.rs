@@ -344,6 +344,11 @@ impl SinkOptions {
 impl Resources {
     /// A class of executor.
     pub fn class(class: ResourceClass) -> Self {
-        Resources { class: Some(Spanned::new(class, Span::NONE)) }
+        Resources { class: Some(Spanned::new(class, Span::NONE)), memory: None }
+    }
+
+    /// The same, and so many bytes of an executor's memory for each partition.
+    pub fn memory(self, bytes: u64) -> Self {
+        Resources { memory: Some(Spanned::new(bytes, Span::NONE)), ..self }
     }
 }

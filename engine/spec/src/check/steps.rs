@@ -106,6 +106,16 @@ impl Checker<'_> {
                 .at(place, format!("`{name}` is a `{kind}` step"));
             self.report(report.help(help));
         }
+        if let Some(memory) = &step.resources.memory
+            && !matches!(step.kind, StepKind::Sql(_))
+        {
+            let kind = step.kind.key();
+            let message = format!("`resources.memory` does not apply to a `{kind}` step");
+            let report = Diagnostic::error(codes::NOT_APPLICABLE, message).at(memory.span, "");
+            self.report(report.help(
+                "remove it; what an executor does of such steps at a time is bounded by `in_flight` and its slots",
+            ));
+        }
         if let Some(retry) = &items.retry {
             self.retry(name, retry);
         }

@@ -76,7 +76,14 @@ pub(crate) const ON_ERROR_WORDS: &[&str] = &["fail", "skip", "dead_letter"];
 
 pub(crate) const RESOURCES: Table = Table {
     what: "the resources of a step",
-    keys: &[key("class", Shape::OpenWord(CLASSES), "The class of executor; by the step's kind where absent.")],
+    keys: &[
+        key("class", Shape::OpenWord(CLASSES), "The class of executor; by the step's kind where absent."),
+        key(
+            "memory",
+            Shape::Size,
+            "Memory that an executor of a cluster keeps for each partition that it works on: it works on fewer at a time. In one process `execution.memory` holds for everything. For `sql` alone.",
+        ),
+    ],
 };
 
 pub(crate) const ON_ERROR: Table = Table {

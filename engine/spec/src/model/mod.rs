@@ -339,6 +339,8 @@ pub struct SqlStep {
 pub struct Resources {
     /// The class of executor; by the step's kind where absent.
     pub class: Option<Spanned<ResourceClass>>,
+    /// Bytes that an executor keeps free for each partition of a `sql` step that it works on; its share where absent.
+    pub memory: Option<Spanned<u64>>,
 }
 
 /// A resource class: `cpu`, `memory`, `io`, `gpu`, or a name of the user's.

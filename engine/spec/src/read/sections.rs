@@ -235,6 +235,7 @@ pub(super) fn step(reading: &mut Reading<'_>, name: Spanned<String>, node: &Node
         && let Some(fields) = reading.fields(&keys::RESOURCES, node, key.span, &format!("`resources` of {who}"))
     {
         resources.class = fields.get("class").and_then(|node| class(reading, node));
+        resources.memory = fields.get("memory").and_then(|node| reading.size(node, "`memory`"));
     }
     let items = super::items::items(reading, &fields, &who);
     let kind = step_kind(reading, &fields, &name, &who)?;

@@ -31,7 +31,7 @@ steps:
     sql: |
       SELECT carrier, avg(arr_delay) AS delay, count(*) AS flights
       FROM clean GROUP BY carrier
-    resources: {class: memory}
+    resources: {class: memory, memory: 4GiB}
 sinks:
   report: {from: worst, path: out/worst.parquet, compression: zstd}
   parts: {from: clean, path: out/parts/, format: csv, partition_by: [month, day], csv: {null: "-"}}
@@ -57,6 +57,7 @@ fn the_example_is_read_whole() {
     assert!(!weather.csv.header && weather.csv.newlines_in_values);
     assert!(matches!(&workflow.sources["numbers"].kind, SourceKind::Range { end, .. } if end.value == 1000));
     assert_eq!(workflow.steps["worst"].resources.class.as_ref().unwrap().value, ResourceClass::Memory);
+    assert_eq!(workflow.steps["worst"].resources.memory.as_ref().unwrap().value, 4 << 30);
     let StepKind::Sql(sql) = &workflow.steps["worst"].kind else { panic!("no query") };
     let at = sql.text.text.find("FROM").unwrap();
     let span = sql.text.span_of(at..at + 4);

@@ -7,6 +7,7 @@ use super::columns::{Types, column_list};
 use super::options::{SqlOption, distinct, file_settings, read_options, unknown_option};
 use super::tokens::{Cursor, Lexeme, Refused};
 use crate::codes;
+use crate::config::parse_bytes;
 use crate::diagnostic::Diagnostic;
 use crate::keys;
 use crate::model::{Format, ItemPolicy, ResourceClass, Resources, Sink, SqlStep, Step, StepKind, Workflow};
@@ -81,7 +82,7 @@ pub(super) fn insert<T>(
     }
 }
 
-/// `VIEW name [WITH (class = 'memory', description = '...')] AS query`
+/// `VIEW name [WITH (class = 'memory', memory = '4GiB', description = '...')] AS query`
 fn view(cursor: &mut Cursor<'_>, workflow: &mut Workflow, reporter: &mut Reporter) -> Result<(), Refused> {
     let name = name_of(cursor, "step")?;
     let mut resources = Resources::default();
@@ -97,8 +98,15 @@ fn view(cursor: &mut Cursor<'_>, workflow: &mut Workflow, reporter: &mut Reporte
                         reporter.push(bad_name("resource class", &class, option.value.span));
                     }
                 }
+                "memory" => match parse_bytes(&option.value) {
+                    Ok(bytes @ 1..) => resources.memory = Some(Spanned::new(bytes, option.value.span)),
+                    _ => reporter.push(
+                        Diagnostic::error(codes::BAD_VALUE, "`memory` is a size such as `4GiB`")
+                            .at(option.value.span, ""),
+                    ),
+                },
                 "description" => description = Some(option.value.value),
-                _ => reporter.push(unknown_option(&option.key, &["class", "description"])),
+                _ => reporter.push(unknown_option(&option.key, &["class", "memory", "description"])),
             }
         }
     }

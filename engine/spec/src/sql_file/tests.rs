@@ -21,7 +21,7 @@ create external table weather (time TIMESTAMP(us, UTC), temp DECIMAL(5, 2), note
 CREATE VIEW clean AS
   SELECT *, ';' AS semicolon -- a comment; inside
   FROM flights WHERE month = $month;
-CREATE VIEW worst WITH (class = 'memory', description = 'The worst') AS (SELECT carrier FROM clean GROUP BY carrier);
+CREATE VIEW worst WITH (class = 'memory', memory = '4GiB', description = 'The worst') AS (SELECT carrier FROM clean GROUP BY carrier);
 COPY worst TO 'out/worst.parquet';
 COPY worst TO 'out/w/' STORED AS CSV PARTITIONED BY (carrier) OPTIONS (header false, null '-', name 'parts');
 COPY worst TO 'out/again.arrow' (compression zstd);
@@ -60,6 +60,7 @@ fn the_example_is_read_whole() {
     let at = clean.text.text.find("flights").unwrap();
     assert_eq!(place(EXAMPLE, clean.text.span_of(at..at + 7)), "flights");
     assert_eq!(workflow.steps["worst"].resources.class.as_ref().unwrap().value, ResourceClass::Memory);
+    assert_eq!(workflow.steps["worst"].resources.memory.as_ref().unwrap().value, 4 << 30);
     assert_eq!(workflow.steps["worst"].description.as_deref(), Some("The worst"));
     assert_eq!(workflow.sinks.keys().collect::<Vec<_>>(), ["worst", "parts", "worst_2", "copy"]);
     assert_eq!(workflow.sinks["parts"].partition_by[0].value, "carrier");
@@ -130,6 +131,8 @@ fn nothing_that_is_written_is_lost() {
         ("CREATE EXTERNAL TABLE t STORED AS CSV WITH ORDER (a) LOCATION 't'", codes::SQL_FILE_SYNTAX),
         ("CREATE EXTERNAL TABLE IF NOT EXISTS t STORED AS CSV LOCATION 't'", codes::SQL_FILE_SYNTAX),
         ("CREATE VIEW v WITH (class = 'cpu', class = 'io') AS SELECT 1", codes::DUPLICATE_KEY),
+        ("CREATE VIEW v WITH (memory = 'much') AS SELECT 1", codes::BAD_VALUE),
+        ("CREATE VIEW v WITH (memory = '0MB') AS SELECT 1", codes::BAD_VALUE),
         ("COPY s TO 'x/' PARTITIONED BY (a INT)", codes::NOT_APPLICABLE),
         ("COPY s TO 'x/' PARTITIONED BY (a) PARTITIONED BY (b)", codes::SQL_FILE_SYNTAX),
         ("COPY s TO 'x.parquet' OPTIONS (header true)", codes::NOT_APPLICABLE),

@@ -7,9 +7,12 @@ use std::fmt::Write as _;
 use indexmap::IndexMap;
 
 use crate::codes;
+use crate::config::format_bytes;
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::keys::FORMAT_VERSION;
-use crate::model::{CsvOptions, FileSource, SchemaPolicy, Sink, Source, SourceKind, Step, StepKind, Workflow};
+use crate::model::{
+    CsvOptions, FileSource, Resources, SchemaPolicy, Sink, Source, SourceKind, Step, StepKind, Workflow,
+};
 use crate::span::Spanned;
 use crate::template::Template;
 use crate::types::{LogicalType, Value};
@@ -214,8 +217,12 @@ impl Writer {
             StepKind::Model(model) => self.nested("model", |writer| writer.model(model)),
         }
         self.items(&step.items);
-        if let Some(class) = &step.resources.class {
-            self.nested("resources", |writer| writer.line("class", &word(class.as_str())));
+        let Resources { class, memory } = &step.resources;
+        if class.is_some() || memory.is_some() {
+            self.nested("resources", |writer| {
+                writer.maybe("class", class, |class| word(class.as_str()));
+                writer.maybe("memory", memory, |bytes| format_bytes(bytes.value));
+            });
         }
         self.description(step.description.as_ref());
     }

@@ -16,7 +16,7 @@ use crate::yaml::quote;
 
 impl Writer {
     /// A value that has a text, if there is one.
-    fn maybe<T>(&mut self, key: &str, value: &Option<T>, text: impl FnOnce(&T) -> String) {
+    pub(super) fn maybe<T>(&mut self, key: &str, value: &Option<T>, text: impl FnOnce(&T) -> String) {
         if let Some(value) = value {
             self.line(key, &text(value));
         }

@@ -1,5 +1,7 @@
 //! What the tests share: the TPC-H tables, executor processes, plans, comparing results.
 
+pub(crate) mod fake;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
