@@ -15,6 +15,7 @@ use datafusion::physical_plan::{
     displayable,
 };
 use futures::{StreamExt as _, TryStreamExt as _};
+use rowmill_engine::places::PlaceLog;
 use rowmill_engine::plan::meter::Meter;
 use tokio::sync::OnceCell;
 
@@ -26,6 +27,8 @@ use crate::submit::Cluster;
 pub(crate) struct Placed {
     /// What people call it.
     pub(crate) name: String,
+    /// The last step of its segment.
+    pub(crate) step: String,
     /// The class that it asks for.
     pub(crate) class: String,
     /// The part as it was planned here.
@@ -34,6 +37,8 @@ pub(crate) struct Placed {
     pub(crate) bytes: Vec<u8>,
     /// What the steps in it count into.
     pub(crate) meters: HashMap<Arc<str>, Arc<Meter>>,
+    /// Where it is noted who ran it.
+    pub(crate) places: Arc<PlaceLog>,
 }
 
 /// Yields the rows that a cluster makes of a part of a plan. The part is submitted when the first partition is read, and

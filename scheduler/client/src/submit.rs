@@ -17,13 +17,14 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use rowmill_engine::elsewhere::{Attempts, Elsewhere, Part, Reported};
+use rowmill_engine::elsewhere::{Attempts, Elsewhere, Part, Reported, Sent};
+use rowmill_engine::places::Place;
 use rowmill_spec::{Diagnostic, Fault};
 use rowmill_step::StepExecutor;
 use rowmill_wire::codec::RowmillCodec;
 use rowmill_wire::files::ResultFile;
 use rowmill_wire::jobs::{
-    BEAT, Event, Finished, Refused, RefusedFor, Setting, StatusResponse, SubmitRequest, Waiting, status, submit,
+    BEAT, Event, Finished, Ran, Refused, RefusedFor, Setting, StatusResponse, SubmitRequest, Waiting, status, submit,
 };
 use rowmill_wire::name::ExecutorName;
 use rowmill_wire::transport;
@@ -117,7 +118,7 @@ impl Elsewhere for Cluster {
         vec![Arc::new(NotInSubqueryRewrite::new())]
     }
 
-    fn place(&self, part: Part<'_>, plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+    fn place(&self, part: Part<'_>, plan: Arc<dyn ExecutionPlan>) -> Result<Sent> {
         place(self, part, plan)
     }
 
@@ -348,6 +349,10 @@ impl Cluster {
             if let Some(meter) = placed.meters.get(count.step.as_str()) {
                 meter.add_batches(count.rows, count.bytes, count.batches);
             }
+        }
+        for ran in finished.ran {
+            let Ran { executor: process, host, class, tasks, busy_ms } = ran;
+            placed.places.add(&placed.step, Place { process, host, class, tasks, items: 0, busy_ms });
         }
         Ok(result)
     }
