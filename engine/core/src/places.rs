@@ -89,6 +89,25 @@ pub fn of_calls(class: &str, counts: &Tally, time: Duration) -> Vec<Place> {
     places
 }
 
+/// What one process did for a stage of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StagePlace {
+    /// The stage, or the step; [`SINKS`] for writing results.
+    pub stage: String,
+    /// The process, and what it did.
+    #[serde(flatten)]
+    pub place: Place,
+}
+
+/// What writing results is called among stages.
+pub const SINKS: &str = "sinks";
+
+/// The places of a stage.
+pub(crate) fn of_stage(stage: &str, places: impl IntoIterator<Item = Place>) -> impl Iterator<Item = StagePlace> {
+    let stage = stage.to_owned();
+    merged(places).into_iter().map(move |place| StagePlace { stage: stage.clone(), place })
+}
+
 /// What a commit's record says beside other things.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MadeBy {

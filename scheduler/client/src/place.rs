@@ -97,20 +97,17 @@ fn why_here(plan: &Arc<dyn ExecutionPlan>, part: Part<'_>) -> (String, bool) {
         let why = "a change of class would mix rows that come in order whenever a durable run makes them";
         return (why.to_owned(), true);
     }
-    if let Some(node) = first_unsupported(plan) {
-        let leaf = node.children().is_empty() && node.downcast_ref::<DataSourceExec>().is_none();
-        return match leaf {
-            true => ("its input is there".to_owned(), true),
-            false => (format!("{} does not go to a cluster", node.name()), true),
-        };
-    }
     let works = match plan.name() {
         "DataSinkExec" => plan.children().into_iter().any(does_work),
         _ => does_work(plan),
     };
-    match works {
-        true => ("its plan cannot be sent".to_owned(), true),
-        false => ("it only reads".to_owned(), false),
+    match first_unsupported(plan) {
+        Some(node) if node.children().is_empty() && node.downcast_ref::<DataSourceExec>().is_none() => {
+            ("its input is there".to_owned(), works)
+        }
+        Some(node) => (format!("{} does not go to a cluster", node.name()), true),
+        None if works => ("its plan cannot be sent".to_owned(), true),
+        None => ("it only reads".to_owned(), false),
     }
 }
 

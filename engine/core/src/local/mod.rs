@@ -24,7 +24,7 @@ use crate::plan::meter::Meter;
 use crate::runtime::Engine;
 use crate::sinks::StagedSink;
 use crate::sources::files;
-use reports::items_reports;
+use reports::{items_reports, places};
 pub use reports::{ItemsReport, RunError, RunReport, SinkReport, StepReport};
 pub(crate) use reports::{step_reports, tallies};
 use roots::source_changed;
@@ -114,6 +114,7 @@ async fn run_workflow(
                     elapsed: started.elapsed(),
                     items: items_reports(&compiled, &scope),
                     replanned,
+                    places: places(&compiled, &scope),
                     warnings: compiled.warnings,
                 });
             }
