@@ -103,9 +103,8 @@ pub struct StagePlace {
 pub const SINKS: &str = "sinks";
 
 /// The places of a stage.
-pub(crate) fn of_stage(stage: &str, places: impl IntoIterator<Item = Place>) -> impl Iterator<Item = StagePlace> {
-    let stage = stage.to_owned();
-    merged(places).into_iter().map(move |place| StagePlace { stage: stage.clone(), place })
+pub(crate) fn of_stage(stage: &str, places: impl IntoIterator<Item = Place>) -> Vec<StagePlace> {
+    merged(places).into_iter().map(|place| StagePlace { stage: stage.to_owned(), place }).collect()
 }
 
 /// What a commit's record says beside other things.

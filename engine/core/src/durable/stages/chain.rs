@@ -14,7 +14,7 @@
 //! aggregates, sorting, limits, steps with any number of rows for an item) waits for the whole stage above it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -111,9 +111,9 @@ fn is_row_wise(plan: &Arc<dyn ExecutionPlan>, files: &LateFiles) -> bool {
 }
 
 /// The same plan over one of the files.
-fn over_file(plan: &Arc<dyn ExecutionPlan>, file: &PathBuf) -> Result<Arc<dyn ExecutionPlan>> {
+fn over_file(plan: &Arc<dyn ExecutionPlan>, file: &Path) -> Result<Arc<dyn ExecutionPlan>> {
     if let Some(scan) = plan.downcast_ref::<ChunkScanExec>() {
-        return Ok(Arc::new(scan.of_file(file.clone())));
+        return Ok(Arc::new(scan.of_file(file.to_owned())));
     }
     if let Some(streamed) = plan.downcast_ref::<StreamedExec>() {
         return over_file(streamed.input(), file);
