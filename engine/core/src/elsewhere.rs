@@ -26,8 +26,8 @@ pub struct Part<'a> {
     pub name: &'a str,
     /// The class that it asks for.
     pub class: &'a str,
-    /// Its last step, or what it reads.
-    pub step: &'a str,
+    /// Its last step, or what it reads; with `.input` where that is a step whose input it makes.
+    pub stage: &'a str,
     /// Whether a step of this process reads its rows, so that a part that only reads is as well read here.
     pub read_here: bool,
     /// Whether what is made row by row must come in the same order whenever it is made again, as in durable runs.

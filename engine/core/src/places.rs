@@ -127,17 +127,17 @@ impl MadeBy {
 pub struct PlaceLog(Mutex<Vec<(String, Place)>>);
 
 impl PlaceLog {
-    /// Notes who ran something of the segment of a step.
-    pub fn add(&self, step: &str, place: Place) {
-        self.0.lock().push((step.to_owned(), place));
+    /// Notes who ran something of a stage.
+    pub fn add(&self, stage: &str, place: Place) {
+        self.0.lock().push((stage.to_owned(), place));
     }
 
-    /// What was noted since it was last asked for, by step.
+    /// What was noted since it was last asked for, by stage.
     pub fn take(&self) -> Vec<(String, Place)> {
         std::mem::take(&mut *self.0.lock())
     }
 
-    /// The same, whichever step it was for.
+    /// The same, whichever stage it was for.
     pub fn take_all(&self) -> Vec<Place> {
         merged(self.take().into_iter().map(|(_, place)| place))
     }

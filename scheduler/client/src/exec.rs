@@ -27,8 +27,8 @@ use crate::submit::Cluster;
 pub(crate) struct Placed {
     /// What people call it.
     pub(crate) name: String,
-    /// The last step of its segment.
-    pub(crate) step: String,
+    /// The stage that it is a part of.
+    pub(crate) stage: String,
     /// The class that it asks for.
     pub(crate) class: String,
     /// The part as it was planned here.

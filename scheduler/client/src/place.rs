@@ -140,8 +140,15 @@ fn mixes(plan: &Arc<dyn ExecutionPlan>) -> bool {
 fn mixes_itself(node: &Arc<dyn ExecutionPlan>) -> bool {
     let many = || node.children().iter().any(|child| child.output_partitioning().partition_count() > 1);
     match node.name() {
-        "AggregateExec" | "BoundedWindowAggExec" | "CrossJoinExec" | "HashJoinExec" | "NestedLoopJoinExec"
-        | "RepartitionExec" | "SortExec" | "SortMergeJoinExec" | "WindowAggExec" => true,
+        "AggregateExec"
+        | "BoundedWindowAggExec"
+        | "CrossJoinExec"
+        | "HashJoinExec"
+        | "NestedLoopJoinExec"
+        | "RepartitionExec"
+        | "SortExec"
+        | "SortMergeJoinExec"
+        | "WindowAggExec" => true,
         "CoalescePartitionsExec" | "SortPreservingMergeExec" => many(),
         _ => false,
     }
@@ -212,8 +219,8 @@ fn leaf(cluster: &Cluster, part: Part<'_>, plan: &Arc<dyn ExecutionPlan>) -> Opt
             return None;
         }
     };
-    let (name, step, class) = (part.name.to_owned(), part.step.to_owned(), part.class.to_owned());
-    let placed = Placed { name, step, class, plan, bytes, meters, places: Arc::clone(part.places) };
+    let (name, stage, class) = (part.name.to_owned(), part.stage.to_owned(), part.class.to_owned());
+    let placed = Placed { name, stage, class, plan, bytes, meters, places: Arc::clone(part.places) };
     Some(Arc::new(ClusterExec::new(placed, cluster.clone())))
 }
 

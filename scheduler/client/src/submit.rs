@@ -352,7 +352,7 @@ impl Cluster {
         }
         for ran in finished.ran {
             let Ran { executor: process, host, class, tasks, busy_ms } = ran;
-            placed.places.add(&placed.step, Place { process, host, class, tasks, items: 0, busy_ms });
+            placed.places.add(&placed.stage, Place { process, host, class, tasks, items: 0, busy_ms });
         }
         Ok(result)
     }

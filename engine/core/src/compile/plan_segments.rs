@@ -228,7 +228,9 @@ pub(crate) fn send(
     let class = if queried { segment.class.as_str() } else { rowmill_spec::ResourceClass::Cpu.as_str() };
     let (in_order, places) = (scope.in_order, &scope.places);
     let name = format!("{workflow}: {step}");
-    elsewhere.place(Part { name: &name, class, step, read_here: !queried, in_order, places }, plan)
+    // As the stages of durable runs are called.
+    let stage = if queried { step.to_owned() } else { format!("{step}.input") };
+    elsewhere.place(Part { name: &name, class, stage: &stage, read_here: !queried, in_order, places }, plan)
 }
 
 /// The plan of a step whose result is kept: one that reads it, or one that makes it. Others stay as they are.

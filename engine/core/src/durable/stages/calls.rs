@@ -90,12 +90,8 @@ impl Work<'_> {
             }
             CallInput::Fed(_) => (Known::Nothing, false),
         };
-        let done: BTreeMap<u64, ChunkCommit> = self
-            .committed(*stage)
-            .await?
-            .into_iter()
-            .map(|chunk| (chunk.commit.chunk.chunk, chunk.commit))
-            .collect();
+        let done: BTreeMap<u64, ChunkCommit> =
+            self.committed(*stage).await?.into_iter().map(|chunk| (chunk.commit.chunk.chunk, chunk.commit)).collect();
         let all_done = match &own.input {
             // A stage that an earlier attempt brought to its end stays done.
             CallInput::Whole(chunks, _) => done.len() == chunks.len(),

@@ -306,3 +306,52 @@ impl Work<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::OnceLock;
+
+    use arrow::array::{AsArray as _, Int64Array, RecordBatch};
+    use arrow::datatypes::{DataType, Field, Int64Type, Schema};
+    use datafusion::logical_expr::Operator;
+    use datafusion::physical_expr::expressions::{BinaryExpr, Column, lit};
+    use datafusion::physical_plan::common::collect;
+    use datafusion::physical_plan::filter::FilterExec;
+    use datafusion::physical_plan::limit::GlobalLimitExec;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_chunk_goes_on_alone_where_rows_are_made_one_by_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let schema = Arc::new(Schema::new(vec![Field::new("x", DataType::Int64, true)]));
+        let files: Vec<PathBuf> = (0..2_i64)
+            .map(|chunk| {
+                let rows = Int64Array::from_iter_values(chunk * 10..chunk * 10 + 10);
+                let mut writer = ChunkWriter::create(&folder.path().join(chunk.to_string()), &schema).unwrap();
+                writer.write(&RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(rows)]).unwrap()).unwrap();
+                writer.finish().unwrap().path
+            })
+            .collect();
+        let (late, other) = (LateFiles::default(), LateFiles::from(OnceLock::new()));
+        let scan: Arc<dyn ExecutionPlan> = Arc::new(ChunkScanExec::late(Arc::from("a"), &late, schema));
+        let scan: Arc<dyn ExecutionPlan> = Arc::new(StreamedExec::new(Arc::from("a"), scan));
+        let large = BinaryExpr::new(Arc::new(Column::new("x", 0)), Operator::GtEq, lit(5_i64));
+        let filter: Arc<dyn ExecutionPlan> = Arc::new(FilterExec::try_new(Arc::new(large), scan).unwrap());
+        assert!(is_row_wise(&filter, &late) && !is_row_wise(&filter, &other));
+        let limit: Arc<dyn ExecutionPlan> = Arc::new(GlobalLimitExec::new(Arc::clone(&filter), 0, Some(3)));
+        assert!(!is_row_wise(&limit, &late), "which rows it takes hangs on those before");
+        // Nobody reads it before its files are known; over one of them it can be read at once.
+        assert!(filter.execute(0, Arc::default()).unwrap_err().to_string().contains("before they are made"));
+        for (file, expected) in files.iter().zip([5..10, 10..20]) {
+            let rows = over_file(&filter, file).unwrap().execute(0, Arc::default()).unwrap();
+            let rows: Vec<i64> = collect(rows)
+                .await
+                .unwrap()
+                .iter()
+                .flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec())
+                .collect();
+            assert_eq!(rows, expected.collect::<Vec<i64>>());
+        }
+    }
+}
