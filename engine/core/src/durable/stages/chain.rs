@@ -309,8 +309,6 @@ impl Work<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::OnceLock;
-
     use arrow::array::{AsArray as _, Int64Array, RecordBatch};
     use arrow::datatypes::{DataType, Field, Int64Type, Schema};
     use datafusion::logical_expr::Operator;
@@ -333,7 +331,7 @@ mod tests {
                 writer.finish().unwrap().path
             })
             .collect();
-        let (late, other) = (LateFiles::default(), LateFiles::from(OnceLock::new()));
+        let (late, other) = (LateFiles::default(), LateFiles::default());
         let scan: Arc<dyn ExecutionPlan> = Arc::new(ChunkScanExec::late(Arc::from("a"), &late, schema));
         let scan: Arc<dyn ExecutionPlan> = Arc::new(StreamedExec::new(Arc::from("a"), scan));
         let large = BinaryExpr::new(Arc::new(Column::new("x", 0)), Operator::GtEq, lit(5_i64));
@@ -342,7 +340,8 @@ mod tests {
         let limit: Arc<dyn ExecutionPlan> = Arc::new(GlobalLimitExec::new(Arc::clone(&filter), 0, Some(3)));
         assert!(!is_row_wise(&limit, &late), "which rows it takes hangs on those before");
         // Nobody reads it before its files are known; over one of them it can be read at once.
-        assert!(filter.execute(0, Arc::default()).unwrap_err().to_string().contains("before they are made"));
+        let early = filter.execute(0, Arc::default()).err().unwrap();
+        assert!(early.to_string().contains("before they are made"), "{early}");
         for (file, expected) in files.iter().zip([5..10, 10..20]) {
             let rows = over_file(&filter, file).unwrap().execute(0, Arc::default()).unwrap();
             let rows: Vec<i64> = collect(rows)
