@@ -59,7 +59,6 @@ pub(super) struct Feed {
     pub(super) name: String,
     /// What makes a chunk of the input: a plan over the other stage's files.
     plan: Arc<dyn ExecutionPlan>,
-    files: LateFiles,
 }
 
 /// A stage of calls that came to its end.
@@ -86,8 +85,7 @@ impl Chain {
             own.operator.executor().describe().cardinality == Cardinality::OneToOne && is_row_wise(plan, &own.files)
         };
         let parent = self.stages.iter().position(feeds)?;
-        let files = Arc::clone(&self.stages.get(parent)?.files);
-        Some(Feed { parent, stage, name: name.to_owned(), plan: Arc::clone(plan), files })
+        Some(Feed { parent, stage, name: name.to_owned(), plan: Arc::clone(plan) })
     }
 
     pub(super) fn push(&mut self, stage: CallStage) {
