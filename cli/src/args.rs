@@ -223,7 +223,7 @@ pub(crate) enum Command {
         #[arg(long, default_value_t = 20)]
         limit: u32,
     },
-    /// Show a durable run: its stages and how far they are
+    /// Show a durable run: its stages, how far they are, and where they ran
     Show {
         /// The run: its id, the beginning of it, or `last`
         run: String,

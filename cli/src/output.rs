@@ -6,7 +6,7 @@ use arrow::array::RecordBatch;
 use arrow::error::ArrowError;
 use arrow::util::display::FormatOptions;
 use arrow::util::pretty::pretty_format_batches_with_options;
-use rowmill::{Diagnostics, RunReport};
+use rowmill::{Diagnostics, RunReport, StagePlace};
 use serde_json::{Value as Json, json};
 
 /// `1,234,567`
@@ -84,6 +84,25 @@ pub(crate) fn rows(batches: &[RecordBatch]) -> Result<String, ArrowError> {
     batches.iter().try_for_each(rowmill::check_printable)?;
     let options = FormatOptions::default().with_null("NULL");
     Ok(pretty_format_batches_with_options(batches, &options)?.to_string())
+}
+
+/// Where the stages of a run ran: tasks of SQL, or attempts with their items.
+pub(crate) fn places_table(places: &[StagePlace]) -> String {
+    let rows: Vec<Vec<String>> = places
+        .iter()
+        .map(|StagePlace { stage, place }| {
+            vec![
+                stage.clone(),
+                place.class.clone(),
+                place.process.clone(),
+                place.host.clone(),
+                count(place.tasks),
+                if place.items > 0 { count(place.items) } else { String::new() },
+                duration(Duration::from_millis(place.busy_ms)),
+            ]
+        })
+        .collect();
+    table(&["stage", "class", "ran in", "host", "tasks", "items", "time"], &rows)
 }
 
 /// The end of a run, for people.
@@ -257,6 +276,7 @@ pub(crate) fn summary_json(report: &RunReport) -> Json {
                 "item": sample.item, "outcome": sample.outcome, "reason": sample.reason, "attempts": sample.attempts,
             })).collect::<Vec<_>>(),
         })).collect::<Vec<_>>(),
+        "places": report.places,
         "unneeded": report.unneeded,
         "sinks": report.sinks.iter().map(|sink| json!({
             "name": sink.name, "path": sink.path, "rows": sink.rows,

@@ -8,6 +8,7 @@ mod caches;
 mod calls;
 mod cluster;
 mod corpus;
+mod durable_cluster;
 mod examples;
 mod explain;
 mod gpu;

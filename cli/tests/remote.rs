@@ -162,11 +162,7 @@ sinks:
     }
     cluster.scratch.write("durable.yaml", flow.replace("name: everything", "name: everything\ndurable: true"));
     let told = cluster.rowmill(&["explain", "durable.yaml", "--cluster", "local"]).ok();
-    assert!(
-        told.out.contains("durable: SQL runs in this process") && !told.out.contains("ClusterExec"),
-        "{}",
-        told.out
-    );
+    assert!(told.out.contains("durable: rows are written down by the client"), "{}", told.out);
     assert!(told.out.contains("calls on the cluster: class=io"), "{}", told.out);
     // Durably too, and with every strategy; the order of rows is that of the input.
     for routing in ["least_connections", "weighted", "consistent_hash"] {

@@ -14,14 +14,17 @@ use ballista_scheduler::state::execution_stage::ExecutionStage;
 use datafusion::arrow::array::RecordBatch;
 use futures::TryStreamExt;
 use futures::future::BoxFuture;
+use rowmill_wire::class::class_of_stage;
 use rowmill_wire::files::ResultFile;
 use rowmill_wire::handshake::Handshake;
+use rowmill_wire::jobs::Ran;
 use rowmill_wire::step::StepCount;
 use tokio::sync::mpsc;
 
 use crate::admission::Place;
 use crate::error::Error;
 use crate::mend::clean;
+use crate::placement::job_demand;
 use crate::watch::{Reason, Server, Watch};
 
 /// How long the state of a job that has ended may take to appear, and how often it is looked for.
@@ -38,6 +41,8 @@ pub struct Finished {
     pub files: Vec<ResultFile>,
     /// What left its steps, by step.
     pub counted: BTreeMap<String, StepCount>,
+    /// Who ran it, by executor and class.
+    pub ran: Vec<Ran>,
 }
 
 /// A job that was submitted. Its result is kept, and its executors stay, until this is dropped; dropping it before the
@@ -106,14 +111,20 @@ impl Job {
         let mut standing = HashSet::new();
         let mut made = HashSet::new();
         let mut holders = HashSet::new();
+        let mut ran: BTreeMap<(String, String), (u64, u128)> = BTreeMap::new();
         for (id, stage) in graph.stages() {
             let ExecutionStage::Successful(stage) = stage else {
                 return Err(incomplete("a stage of it has not ended"));
             };
+            let demand = class_of_stage(&stage.plan).ok().flatten();
+            let class = demand.unwrap_or_else(|| job_demand(&stage.session_config)).class;
             let mut covered = vec![0_u32; stage.partitions];
             for task in &stage.task_infos {
                 let TaskState::Successful(done) = &task.task_status else { continue };
                 standing.insert((*id as u32, task.task_id as u32));
+                let (tasks, busy_ms) = ran.entry((done.executor_id.clone(), class.to_string())).or_default();
+                *tasks += 1;
+                *busy_ms += task.end_exec_time.saturating_sub(task.start_exec_time);
                 for partition in &task.global_input_partition_ids {
                     if let Some(times) = covered.get_mut(*partition) {
                         *times += 1;
@@ -143,7 +154,14 @@ impl Job {
         }
         files.sort_by_key(ResultFile::partition);
         self.watch.hold(&self.id, holders);
-        Ok(Finished { files, counted: self.watch.sum(&self.id, &standing) })
+        drop(graph);
+        let mut all = Vec::with_capacity(ran.len());
+        for ((executor, class), (tasks, busy_ms)) in ran {
+            let known = self.server.state.executor_manager.get_executor_metadata(&executor).await;
+            let host = known.map_or_else(|_left| String::new(), |known| known.host);
+            all.push(Ran { executor, host, class, tasks, busy_ms: u64::try_from(busy_ms).unwrap_or(u64::MAX) });
+        }
+        Ok(Finished { files, counted: self.watch.sum(&self.id, &standing), ran: all })
     }
 
     /// The job's graph as it ended; its subscribers hear of the end a moment before it is stored.

@@ -233,6 +233,7 @@ async fn follow(mut job: Job, client: mpsc::Sender<Result<Event, Status>>) {
                 .into_iter()
                 .map(|(step, count)| Counted { step, rows: count.rows, bytes: count.bytes, batches: count.batches })
                 .collect(),
+            ran: finished.ran,
         }),
         Err(Error::NotAdmitted(reason)) => refusal(Refused::Never(reason)),
         Err(error) => Event::Failed(Failed {

@@ -14,7 +14,7 @@ use super::sql::execute;
 use super::{open_session, open_session_on};
 use crate::args::{ClusterArguments, RowFormat};
 use crate::exit;
-use crate::output::{bytes, count, failure, table};
+use crate::output::{bytes, count, failure, places_table, table};
 use crate::progress::Progress;
 use crate::settings::Settings;
 
@@ -139,7 +139,7 @@ pub(crate) async fn list(status: Option<&str>, limit: u32, settings: &Settings) 
     exit::SUCCESS
 }
 
-/// Shows one run: its stages and how far they are.
+/// Shows one run: its stages, how far they are, and where they ran.
 pub(crate) async fn show(name: &str, settings: &Settings) -> u8 {
     let (_, runs) = match opened(false, settings).await {
         Ok(opened) => opened,
@@ -148,14 +148,15 @@ pub(crate) async fn show(name: &str, settings: &Settings) -> u8 {
     let found = async {
         let run = runs.find(runs.named(name).await?).await?;
         let stages = runs.stages(&run).await?;
-        Ok::<_, Diagnostics>((run, stages))
+        let places = runs.places(run.id).await?;
+        Ok::<_, Diagnostics>((run, stages, places))
     };
-    let (run, stages) = match found.await {
+    let (run, stages, places) = match found.await {
         Ok(found) => found,
         Err(reports) => return refuse(&reports, settings),
     };
     if settings.is_json() {
-        println!("{}", json!({"run": run, "stages": stages}));
+        println!("{}", json!({"run": run, "stages": stages, "places": places}));
         return exit::SUCCESS;
     }
     println!("run       {}", run.id);
@@ -196,6 +197,10 @@ pub(crate) async fn show(name: &str, settings: &Settings) -> u8 {
         })
         .collect();
     print!("{}", table(&["stage", "class", "status", "chunks", "outcomes"], &rows));
+    if !places.is_empty() {
+        println!();
+        print!("{}", places_table(&places));
+    }
     if matches!(run.status, RunStatus::Stopped | RunStatus::Running | RunStatus::Queued) {
         println!("`rowmill resume {}` goes on from what is committed", run.id);
     }

@@ -17,6 +17,8 @@ use datafusion::prelude::SessionConfig;
 use rowmill_spec::{Diagnostic, Step};
 use rowmill_step::{Effects, StepExecutor, StepShape};
 
+use crate::places::PlaceLog;
+
 /// A segment whose plan may run elsewhere.
 #[derive(Debug, Clone, Copy)]
 pub struct Part<'a> {
@@ -26,8 +28,25 @@ pub struct Part<'a> {
     pub class: &'a str,
     /// Bytes of memory that each of its partitions asks for; zero where none of its steps says so.
     pub memory_bytes: u64,
+    /// Its last step, or what it reads; with `.input` where that is a step whose input it makes.
+    pub stage: &'a str,
     /// Whether a step of this process reads its rows, so that a part that only reads is as well read here.
     pub read_here: bool,
+    /// Whether what is made row by row must come in the same order whenever it is made again, as in durable runs.
+    pub in_order: bool,
+    /// Where it is noted who ran it.
+    pub places: &'a Arc<PlaceLog>,
+}
+
+/// A segment's plan with what runs elsewhere replaced.
+#[derive(Debug, Clone)]
+pub struct Sent {
+    /// The plan.
+    pub plan: Arc<dyn ExecutionPlan>,
+    /// Whether all of it runs elsewhere.
+    pub whole: bool,
+    /// Sentences for `explain`.
+    pub notes: Vec<String>,
 }
 
 /// A step that is not SQL, checked, whose attempts may be made elsewhere.
@@ -56,7 +75,8 @@ pub trait Elsewhere: fmt::Debug + Send + Sync {
     /// Sets what plans must be made with, so that they can run elsewhere.
     fn configure(&self, config: &mut SessionConfig);
 
-    /// Rules for the logical optimizer, to go before DataFusion's own.
+    /// Rules for the logical optimizer, to go before DataFusion's own. Durable runs go without: whether a cluster is
+    /// there must not change what their stages are.
     fn rules(&self) -> Vec<Arc<dyn OptimizerRule + Send + Sync>>;
 
     /// The plan with what can run elsewhere replaced. The same rows come out of it, and the same counts go into its
@@ -64,7 +84,7 @@ pub trait Elsewhere: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// A plan that cannot be rebuilt.
-    fn place(&self, part: Part<'_>, plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>>;
+    fn place(&self, part: Part<'_>, plan: Arc<dyn ExecutionPlan>) -> Result<Sent>;
 
     /// What makes the attempts of a step elsewhere; the step's own executor where they are made here. Nothing is asked
     /// of anybody yet.

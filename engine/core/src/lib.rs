@@ -10,6 +10,7 @@
 //! | [`runtime`] | DataFusion sessions with our settings |
 //! | [`sql`] | free SQL over files |
 //! | [`elsewhere`] | the seam for running parts of plans on a cluster |
+//! | [`places`] | which process did what for a run |
 //! | [`error`] | run-time errors as reports |
 //! | `wrong_answers` | what DataFusion would answer wrongly, refused |
 //! | [`types`] | logical types and Arrow's |
@@ -20,6 +21,7 @@ pub mod durable;
 pub mod elsewhere;
 pub mod error;
 pub mod local;
+pub mod places;
 pub mod plan;
 pub mod runtime;
 pub mod sinks;

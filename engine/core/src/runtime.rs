@@ -136,11 +136,11 @@ impl Engine {
         self.session_with(spilling_joins, true, None, self.options.host.elsewhere.as_ref())
     }
 
-    /// A session for a durable run that began at `started`: planned again, it gives the same rows in the same order,
-    /// as far as they are made row by row.
+    /// A session for a durable run that began at `started`: planned again, with a cluster or without, it makes the same
+    /// stages, and gives the same rows in the same order as far as they are made row by row.
     pub fn durable_session(&self, started: DateTime<Utc>) -> SessionState {
         // Batches that are dealt out to whoever is free come back in another order each time.
-        self.session_with(false, false, Some(started), None)
+        self.session_with(false, false, Some(started), self.options.host.elsewhere.as_ref())
     }
 
     fn session_with(
@@ -165,8 +165,17 @@ impl Engine {
         options.execution.enable_file_stream_work_stealing = round_robin;
         let mut rules = Vec::new();
         if let Some(elsewhere) = elsewhere {
+            let optimizer = config.options().optimizer.clone();
             elsewhere.configure(&mut config);
-            rules = elsewhere.rules();
+            match started {
+                None => rules = elsewhere.rules(),
+                // A run that began with a cluster goes on without one, and the other way round: logical plans, which
+                // stages are known by, must not hang on it. What a cluster cannot run of them stays here.
+                Some(_) => {
+                    config.options_mut().optimizer.enable_physical_uncorrelated_scalar_subquery =
+                        optimizer.enable_physical_uncorrelated_scalar_subquery;
+                }
+            }
         }
         let mut builder = SessionStateBuilder::new()
             .with_config(config)

@@ -43,6 +43,6 @@ pub use effects::{ChunkLog, Replay};
 pub use ledger::{Ledger, LedgerError, LedgerSample, details_of, item_fields, ledger_schema, read_ledger};
 pub use operator::{BoxError, ItemStream, OperatorParts, Scope, StepOperator, StepStopped, StopReason, too_many};
 pub use policy::{Order, StepPolicy};
-pub use tally::{Tally, TallySnapshot};
+pub use tally::{MadeThere, Tally, TallySnapshot};
 pub use unit::Loss;
 pub use writer::EffectWriter;

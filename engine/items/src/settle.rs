@@ -228,7 +228,11 @@ impl Settler<'_> {
                 scope.tally.attempted(work.attempt);
                 let _flying = scope.tally.flying();
                 let open: &mut dyn StepSession = session.as_mut();
+                let at = batch.place.as_ref().map(|place| Arc::clone(place.at()));
                 let made = attempt(open, batch, &operator.context, &operator.shape, operator.cardinality()).await;
+                if let Some(at) = at {
+                    scope.tally.made_at(&at, work.rows.len() as u64, now.elapsed());
+                }
                 if made.usable {
                     slot.keep(session);
                 }

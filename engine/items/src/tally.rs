@@ -1,9 +1,12 @@
 //! Counts of one step: items by outcome, attempts, calls.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
-use rowmill_step::{Outcome, OutcomeCounts, Usage};
+use parking_lot::Mutex;
+use rowmill_step::{Outcome, OutcomeCounts, Usage, Whereabouts};
 use serde::{Deserialize, Serialize};
 
 /// Counts that all partitions of a step share.
@@ -23,6 +26,21 @@ pub struct Tally {
     in_flight: AtomicU64,
     waiting: AtomicU64,
     replayed: AtomicU64,
+    /// By process; attempts that are made in this one are not among them.
+    elsewhere: Mutex<BTreeMap<String, MadeThere>>,
+}
+
+/// Attempts that another process made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MadeThere {
+    /// The machine of that process.
+    pub host: String,
+    /// Attempts.
+    pub attempts: u64,
+    /// Items in them.
+    pub items: u64,
+    /// Their times together, from handing a group in to its answer.
+    pub time: Duration,
 }
 
 /// The counts at one moment.
@@ -104,6 +122,29 @@ impl Tally {
         while let Some(whole) = &part.whole {
             count(whole).fetch_add(items, Relaxed);
             part = whole;
+        }
+    }
+
+    /// Attempts that other processes made, by their names; those of an earlier attempt of the run are not among them.
+    pub fn made_elsewhere(&self) -> BTreeMap<String, MadeThere> {
+        self.elsewhere.lock().clone()
+    }
+
+    /// Counts an attempt that another process made.
+    pub(crate) fn made_at(&self, at: &Whereabouts, items: u64, time: Duration) {
+        let mut part = Some(self);
+        while let Some(tally) = part {
+            let mut elsewhere = tally.elsewhere.lock();
+            let made = match elsewhere.get_mut(&at.process) {
+                Some(made) => made,
+                None => elsewhere
+                    .entry(at.process.clone())
+                    .or_insert_with(|| MadeThere { host: at.host.clone(), ..MadeThere::default() }),
+            };
+            made.attempts += 1;
+            made.items += items;
+            made.time += time;
+            part = tally.whole.as_deref();
         }
     }
 

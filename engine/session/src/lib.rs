@@ -31,6 +31,7 @@ pub use rowmill_engine::calls::CacheOptions;
 pub use rowmill_engine::compile::Inputs;
 pub use rowmill_engine::compile::explain::Explanation;
 pub use rowmill_engine::local::{ItemsReport, Observer, RunError, RunReport, SinkReport, StepReport};
+pub use rowmill_engine::places::{Place, StagePlace};
 pub use rowmill_engine::plan::meter::Meter;
 pub use rowmill_engine::sinks::check_printable;
 pub use rowmill_engine::sources::stores::StoreOptions;

@@ -10,6 +10,7 @@ use rowmill_engine::durable::{
     self, CHUNK_ROWS, Durable, RetryChoice, Task, inputs_of, inspect, read_payload, store_report,
 };
 use rowmill_engine::local::{Observer, RunError, RunReport};
+use rowmill_engine::places::StagePlace;
 use rowmill_engine::sql::SqlContext;
 use rowmill_spec::{Diagnostic, Diagnostics, Fault, Workflow};
 use rowmill_store::{
@@ -306,6 +307,14 @@ impl Runs {
     /// When the store cannot be read.
     pub async fn stages(&self, run: &Run) -> Result<Vec<Stage>, Diagnostics> {
         self.durable.store.stages(run.id, run.version).await.map_err(|error| refuse(&error))
+    }
+
+    /// Which process did what for the stages of a run's newest version: the client, and executors of clusters.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn places(&self, run: RunId) -> Result<Vec<StagePlace>, Diagnostics> {
+        inspect::places(&self.durable, run).await.map_err(one)
     }
 
     /// What happened to a run.

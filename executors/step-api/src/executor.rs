@@ -90,8 +90,39 @@ pub struct StepShape {
     pub output: SchemaRef,
 }
 
-/// Where an attempt is made, reserved by [`StepExecutor::place`]; only the executor that made it knows what it is.
-pub type Place = Arc<dyn Any + Send + Sync>;
+/// A process that makes attempts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// Its name, unique among those of a cluster.
+    pub process: String,
+    /// The machine that it runs on, as others reach it.
+    pub host: String,
+}
+
+/// Where an attempt is made, reserved by [`StepExecutor::place`].
+#[derive(Debug, Clone)]
+pub struct Place {
+    at: Arc<Whereabouts>,
+    /// Only the executor that made it knows what it is.
+    held: Arc<dyn Any + Send + Sync>,
+}
+
+impl Place {
+    /// A place in a process; `held` is dropped with it.
+    pub fn new(at: Arc<Whereabouts>, held: Arc<dyn Any + Send + Sync>) -> Self {
+        Self { at, held }
+    }
+
+    /// The process.
+    pub fn at(&self) -> &Arc<Whereabouts> {
+        &self.at
+    }
+
+    /// What is held; `None` where it is of another type.
+    pub fn held<T: Any + Send + Sync>(self) -> Option<Arc<T>> {
+        self.held.downcast().ok()
+    }
+}
 
 /// A group of items for one attempt.
 #[derive(Debug, Clone)]

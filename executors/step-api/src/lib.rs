@@ -35,7 +35,7 @@ pub use connections::{ConnectionSettings, Connections, SharedClients, StaticConn
 pub use context::{NoLimit, Reservation, Reserve, StepContext};
 pub use describe::{BatchTarget, Cardinality, StepDescription};
 pub use effects::Effects;
-pub use executor::{BatchReply, CallCost, ItemBatch, Place, StepExecutor, StepSession, StepShape, Usage};
+pub use executor::{BatchReply, CallCost, ItemBatch, Place, StepExecutor, StepSession, StepShape, Usage, Whereabouts};
 pub use factory::{Fill, StepFactory, arrow_type, batch_target, fill_with, refused, wrong_kind};
 pub use failure::{Failure, FailureCode, Sent, Verdict};
 pub use fingerprint::{Fingerprint, FingerprintBuilder};

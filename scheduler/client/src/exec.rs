@@ -15,6 +15,7 @@ use datafusion::physical_plan::{
     displayable,
 };
 use futures::{StreamExt as _, TryStreamExt as _};
+use rowmill_engine::places::PlaceLog;
 use rowmill_engine::plan::meter::Meter;
 use rowmill_wire::class::Demand;
 use tokio::sync::OnceCell;
@@ -29,12 +30,16 @@ pub(crate) struct Placed {
     pub(crate) name: String,
     /// What its stages ask for where they say nothing else.
     pub(crate) demand: Demand,
+    /// The stage that it is a part of.
+    pub(crate) stage: String,
     /// The part as it was planned here.
     pub(crate) plan: Arc<dyn ExecutionPlan>,
     /// The part as it is sent.
     pub(crate) bytes: Vec<u8>,
     /// What the steps in it count into.
     pub(crate) meters: HashMap<Arc<str>, Arc<Meter>>,
+    /// Where it is noted who ran it.
+    pub(crate) places: Arc<PlaceLog>,
 }
 
 /// Yields the rows that a cluster makes of a part of a plan. The part is submitted when the first partition is read, and

@@ -18,14 +18,14 @@ use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::{Column, DynamicFilterPhysicalExpr};
 use datafusion::physical_expr::window::WindowExpr;
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
-use datafusion::physical_plan::joins::NestedLoopJoinExec;
+use datafusion::physical_plan::joins::{HashJoinExec, NestedLoopJoinExec};
 use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
 use datafusion::physical_plan::windows::{BoundedWindowAggExec, WindowAggExec};
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties as _, Partitioning, displayable};
 use datafusion_proto::physical_plan::AsExecutionPlan;
 use datafusion_proto::protobuf::PhysicalPlanNode;
-use rowmill_engine::elsewhere::Part;
+use rowmill_engine::elsewhere::{Part, Sent};
 use rowmill_engine::plan::meter::{Meter, MeterExec};
 use rowmill_engine::plan::streamed::StreamedExec;
 use rowmill_json::ExactJsonSource;
@@ -66,25 +66,23 @@ const OPERATORS: &[&str] = &[
 ];
 
 /// Replaces the largest parts of `plan` that a cluster can run.
-pub(crate) fn place(cluster: &Cluster, part: Part<'_>, plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+pub(crate) fn place(cluster: &Cluster, part: Part<'_>, plan: Arc<dyn ExecutionPlan>) -> Result<Sent> {
     if (!part.read_here || does_work(&plan))
-        && let Some(leaf) = leaf(cluster, part, &plan)
+        && let Some(plan) = leaf(cluster, part, &plan)
     {
-        return Ok(leaf);
+        return Ok(Sent { plan, whole: true, notes: Vec::new() });
     }
     let placed = below(cluster, part, plan)?;
-    // Who asks for a class means it; that `cpu` may be here goes without saying.
-    if part.class != DEFAULT_CLASS
-        && !holds_parts(&placed)
-        && let Some(operator) = first_unsupported(&placed)
-    {
-        tracing::warn!(
-            "{} asks for class {} and runs in this process: {operator} does not go to a cluster",
-            part.name,
-            part.class
-        );
+    let mut notes = Vec::new();
+    if !holds_parts(&placed) {
+        let (why, refused) = why_here(&placed, part);
+        // Who asks for a class means it; that `cpu` may be here goes without saying.
+        if part.class != DEFAULT_CLASS && refused {
+            tracing::warn!("{} asks for class {} and runs in this process: {why}", part.name, part.class);
+        }
+        notes.push(format!("runs in the client: {why}"));
     }
-    Ok(placed)
+    Ok(Sent { plan: placed, whole: false, notes })
 }
 
 /// Whether something of a plan runs on the cluster.
@@ -92,11 +90,67 @@ fn holds_parts(plan: &Arc<dyn ExecutionPlan>) -> bool {
     plan.exists(|node| Ok(node.downcast_ref::<ClusterExec>().is_some())).unwrap_or(true)
 }
 
+/// Why nothing of a plan goes to the cluster, and whether that is because it cannot.
+fn why_here(plan: &Arc<dyn ExecutionPlan>, part: Part<'_>) -> (String, bool) {
+    if part.in_order && mixes_at_hand_over(plan, part.class, false) {
+        let why = "a change of class would mix rows that come in order whenever a durable run makes them";
+        return (why.to_owned(), true);
+    }
+    let works = match plan.name() {
+        "DataSinkExec" => plan.children().into_iter().any(does_work),
+        _ => does_work(plan),
+    };
+    match first_unsupported(plan) {
+        Some(node) if node.children().is_empty() && node.downcast_ref::<DataSourceExec>().is_none() => {
+            ("its input is there".to_owned(), works)
+        }
+        Some(node) => (format!("{} does not go to a cluster", node.name()), true),
+        None if works => ("its plan cannot be sent".to_owned(), true),
+        None => ("it only reads".to_owned(), false),
+    }
+}
+
 /// The operator nearest to the leaves that keeps a plan here; writers always do.
-fn first_unsupported(plan: &Arc<dyn ExecutionPlan>) -> Option<String> {
+fn first_unsupported(plan: &Arc<dyn ExecutionPlan>) -> Option<&Arc<dyn ExecutionPlan>> {
     let below = plan.children().into_iter().find_map(first_unsupported);
     let keeps = || plan.name() != "DataSinkExec" && (!operator_is_supported(plan) || is_volatile(plan));
-    below.or_else(|| keeps().then(|| plan.name().to_owned()))
+    below.or_else(|| keeps().then_some(plan))
+}
+
+/// Whether rows of another class that come in order would be dealt out anew on their way to the top of `plan`, with nothing
+/// between that has no order of its own. `mixed` says whether there is such a thing above.
+fn mixes_at_hand_over(plan: &Arc<dyn ExecutionPlan>, class: &str, mixed: bool) -> bool {
+    if let Some(streamed) = plan.downcast_ref::<StreamedExec>() {
+        let producer = streamed.input().downcast_ref::<ClusterExec>();
+        return producer.is_some_and(|producer| {
+            !mixed && producer.class() != class && is_dealt_out(producer.part()) && !mixes(producer.part())
+        });
+    }
+    let mixed = mixed || mixes_itself(plan);
+    plan.children().into_iter().any(|child| mixes_at_hand_over(child, class, mixed))
+}
+
+/// Whether a plan gives its rows in an order that hangs on time.
+fn mixes(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    plan.exists(|node| Ok(mixes_itself(node))).unwrap_or(true)
+}
+
+/// Whether an operator does: what it hands on are not the rows of its input one after the other.
+fn mixes_itself(node: &Arc<dyn ExecutionPlan>) -> bool {
+    let many = || node.children().iter().any(|child| child.output_partitioning().partition_count() > 1);
+    match node.name() {
+        "AggregateExec"
+        | "BoundedWindowAggExec"
+        | "CrossJoinExec"
+        | "HashJoinExec"
+        | "NestedLoopJoinExec"
+        | "RepartitionExec"
+        | "SortExec"
+        | "SortMergeJoinExec"
+        | "WindowAggExec" => true,
+        "CoalescePartitionsExec" | "SortPreservingMergeExec" => many(),
+        _ => false,
+    }
 }
 
 /// The same for what is below the root.
@@ -148,6 +202,9 @@ fn does_work(plan: &Arc<dyn ExecutionPlan>) -> bool {
 
 /// The leaf that stands for a plan, if a cluster can run all of it.
 fn leaf(cluster: &Cluster, part: Part<'_>, plan: &Arc<dyn ExecutionPlan>) -> Option<Arc<dyn ExecutionPlan>> {
+    if part.in_order && mixes_at_hand_over(plan, part.class, false) {
+        return None;
+    }
     let own = Demand::plain(part.class).with_memory(part.memory_bytes);
     let (plan, demand) = opened(plan, own)?;
     if !is_supported(&plan) {
@@ -162,7 +219,8 @@ fn leaf(cluster: &Cluster, part: Part<'_>, plan: &Arc<dyn ExecutionPlan>) -> Opt
             return None;
         }
     };
-    let placed = Placed { name: part.name.to_owned(), demand, plan, bytes, meters };
+    let (name, stage) = (part.name.to_owned(), part.stage.to_owned());
+    let placed = Placed { name, stage, demand, plan, bytes, meters, places: Arc::clone(part.places) };
     Some(Arc::new(ClusterExec::new(placed, cluster.clone())))
 }
 
@@ -196,22 +254,31 @@ fn opened(plan: &Arc<dyn ExecutionPlan>, own: Demand) -> Option<(Arc<dyn Executi
 fn handed_over(part: Arc<dyn ExecutionPlan>, demand: &Demand) -> Result<Arc<dyn ExecutionPlan>> {
     let (part, marked) = marked_below(part, demand)?;
     let part = if marked { part } else { Arc::new(ClassExec::new(demand.clone(), part)) };
-    let partitioning = part.output_partitioning();
-    let many = partitioning.partition_count();
-    let any = matches!(partitioning, Partitioning::UnknownPartitioning(_) | Partitioning::RoundRobinBatch(_))
-        && part.output_ordering().is_none();
-    let schema = part.schema();
-    let columns: Vec<Arc<dyn PhysicalExpr>> = schema
-        .fields()
-        .iter()
-        .enumerate()
-        .filter(|(_, field)| field.data_type().is_integer() || field.data_type().is_string())
-        .map(|(at, field)| Arc::new(Column::new(field.name(), at)) as Arc<dyn PhysicalExpr>)
-        .collect();
-    if !any || many == 1 || columns.is_empty() {
+    if !is_dealt_out(&part) {
         return Ok(part);
     }
+    let many = part.output_partitioning().partition_count();
+    let columns = dealt_out_by(&part);
     Ok(Arc::new(RepartitionExec::try_new(part, Partitioning::Hash(columns, many))?))
+}
+
+/// Whether rows of a part are dealt out anew on their way to another class.
+fn is_dealt_out(part: &Arc<dyn ExecutionPlan>) -> bool {
+    let partitioning = part.output_partitioning();
+    matches!(partitioning, Partitioning::UnknownPartitioning(_) | Partitioning::RoundRobinBatch(_))
+        && partitioning.partition_count() > 1
+        && part.output_ordering().is_none()
+        && !dealt_out_by(part).is_empty()
+}
+
+/// The columns by which they are.
+fn dealt_out_by(part: &Arc<dyn ExecutionPlan>) -> Vec<Arc<dyn PhysicalExpr>> {
+    let schema = part.schema();
+    let columns = schema.fields().iter().enumerate();
+    columns
+        .filter(|(_, field)| field.data_type().is_integer() || field.data_type().is_string())
+        .map(|(at, field)| Arc::new(Column::new(field.name(), at)) as Arc<dyn PhysicalExpr>)
+        .collect()
 }
 
 /// Whether a node's children are stages of their own.
@@ -281,6 +348,10 @@ fn operator_is_supported(node: &Arc<dyn ExecutionPlan>) -> bool {
     if matches!(node.name(), "HashJoinExec" | "NestedLoopJoinExec" | "CrossJoinExec")
         && node.output_ordering().is_some()
     {
+        return false;
+    }
+    // Whether the other side holds a null is known to a process that saw all of it.
+    if node.downcast_ref::<HashJoinExec>().is_some_and(|join| join.null_aware) {
         return false;
     }
     // What a window's function leaves out is not sent; its name tells of it.

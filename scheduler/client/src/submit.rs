@@ -16,12 +16,13 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::StreamExt as _;
 use parking_lot::Mutex;
-use rowmill_engine::elsewhere::{Attempts, Elsewhere, Part, Reported};
+use rowmill_engine::elsewhere::{Attempts, Elsewhere, Part, Reported, Sent};
+use rowmill_engine::places::Place;
 use rowmill_spec::{Diagnostic, Fault};
 use rowmill_step::StepExecutor;
 use rowmill_wire::codec::RowmillCodec;
 use rowmill_wire::files::ResultFile;
-use rowmill_wire::jobs::{Event, Finished, Refused, RefusedFor, Setting, SubmitRequest, Waiting, submit};
+use rowmill_wire::jobs::{Event, Finished, Ran, Refused, RefusedFor, Setting, SubmitRequest, Waiting, submit};
 use rowmill_wire::leader::Schedulers;
 use rowmill_wire::name::ExecutorName;
 use tonic::Code;
@@ -103,7 +104,7 @@ impl Elsewhere for Cluster {
         vec![Arc::new(NotInSubqueryRewrite::new()), Arc::new(OneRowSubqueries)]
     }
 
-    fn place(&self, part: Part<'_>, plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+    fn place(&self, part: Part<'_>, plan: Arc<dyn ExecutionPlan>) -> Result<Sent> {
         place(self, part, plan)
     }
 
@@ -281,6 +282,10 @@ impl Cluster {
             if let Some(meter) = placed.meters.get(count.step.as_str()) {
                 meter.add_batches(count.rows, count.bytes, count.batches);
             }
+        }
+        for ran in finished.ran {
+            let Ran { executor: process, host, class, tasks, busy_ms } = ran;
+            placed.places.add(&placed.stage, Place { process, host, class, tasks, items: 0, busy_ms });
         }
         Ok(result)
     }

@@ -100,6 +100,29 @@ pub struct Finished {
     /// What its steps counted.
     #[prost(message, repeated, tag = "2")]
     pub counted: Vec<Counted>,
+    /// Who ran it.
+    #[prost(message, repeated, tag = "3")]
+    pub ran: Vec<Ran>,
+}
+
+/// What one executor ran of a job, in one class: the attempts that stand.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Ran {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub executor: String,
+    /// The machine that it runs on; empty where it has left since.
+    #[prost(string, tag = "2")]
+    pub host: String,
+    /// The class that the tasks asked for.
+    #[prost(string, tag = "3")]
+    pub class: String,
+    /// Tasks.
+    #[prost(uint64, tag = "4")]
+    pub tasks: u64,
+    /// How long they ran together, in milliseconds, by the executor's clock.
+    #[prost(uint64, tag = "5")]
+    pub busy_ms: u64,
 }
 
 /// The end of a job that failed.

@@ -27,6 +27,7 @@ use rowmill_step::{
 use tokio_util::sync::CancellationToken;
 
 use crate::elsewhere::Elsewhere;
+use crate::places::PlaceLog;
 pub use caches::{CacheOptions, Caches, RedisUrl};
 pub use describe::describe;
 pub use exec::CallExec;
@@ -129,6 +130,10 @@ pub struct RunScope {
     pub started: SystemTime,
     /// The steps that were planned.
     pub steps: Arc<Mutex<Vec<RunningStep>>>,
+    /// Whether what is made row by row must come in the same order whenever it is made again.
+    pub in_order: bool,
+    /// Who runs what of it elsewhere.
+    pub places: Arc<PlaceLog>,
 }
 
 /// A step of a run.
@@ -157,7 +162,15 @@ impl RunScope {
             host: host.clone(),
             started: SystemTime::now(),
             steps: Arc::default(),
+            in_order: false,
+            places: Arc::default(),
         }
+    }
+
+    /// The same for a run that may be made again, in parts.
+    #[must_use]
+    pub fn in_order(self) -> Self {
+        RunScope { in_order: true, ..self }
     }
 
     /// The operator of a step over an input with these columns.

@@ -107,16 +107,19 @@ pub fn explain_workflow<'a>(
 ) -> BoxFuture<'a, Result<Explanation, Diagnostics>> {
     async move {
         let texts = Arc::clone(&workflow.texts);
-        // A durable run plans its SQL for this process: rows come in the same order when it is resumed.
-        let here = workflow.durable && engine.host().elsewhere.is_some();
-        let state = if here { engine.durable_session(Utc::now()) } else { engine.session(false) };
+        // A durable run on a cluster is planned otherwise than others: its rows must come in the same order when it is
+        // resumed.
+        let durable = workflow.durable && engine.host().elsewhere.is_some();
+        let state = if durable { engine.durable_session(Utc::now()) } else { engine.session(false) };
         let compiled = compile(workflow, inputs, state, &engine.options().stores, engine.host()).await?;
         let explained = |planned: Option<&Planned>| {
             let mut explanation = explain(&compiled, planned);
-            if here {
-                explanation
-                    .notes
-                    .push("durable: SQL runs in this process, calls of other steps on the cluster".to_owned());
+            if durable {
+                explanation.notes.push(
+                    "durable: rows are written down by the client before a call is made with them; rows that were written \
+                     down are read by the client"
+                        .to_owned(),
+                );
             }
             explanation
         };
@@ -124,10 +127,8 @@ pub fn explain_workflow<'a>(
             return Ok(explained(None));
         }
         let places: Vec<StagedSink> = compiled.sinks.iter().map(StagedSink::imagined).collect();
-        let mut scope = engine.scope("explain", &CancellationToken::new(), std::env::temp_dir());
-        if here {
-            scope.host.elsewhere = None;
-        }
+        let scope = engine.scope("explain", &CancellationToken::new(), std::env::temp_dir());
+        let scope = if durable { scope.in_order() } else { scope };
         match plan(&compiled, inputs, &places, &scope).await {
             Ok(planned) => Ok(explained(Some(&planned))),
             Err(error) => Err(Diagnostics { reports: vec![report(&error)], texts }),

@@ -22,10 +22,10 @@ use rowmill_step::Effects;
 
 use super::check_types::{Body, EdgeKind};
 use super::cut_segments::Root;
-use super::{Compiled, Inputs};
+use super::{Compiled, Inputs, Segment};
 use crate::calls::caches::RESULTS;
 use crate::calls::{Call, CallExec, RunScope, RunningStep};
-use crate::elsewhere::Part;
+use crate::elsewhere::{Part, Sent};
 use crate::error::StepFailure;
 use crate::plan::dead_letters::{DeadLettersExec, Letters};
 use crate::plan::edge::{EdgeTable, Producer};
@@ -153,29 +153,18 @@ async fn plan_all(compiled: &Compiled, inputs: &Inputs, staged: &[StagedSink], s
         {
             guard.begin(scope.folder.join(format!("{name}.ledger.arrow")), &scope.host.redactor)?;
         }
-        let mut plan = state.query_planner().create_physical_plan(&logical, state).await?;
-        // The class of a step that is not SQL is where its calls run; its input is no work of that class.
-        let queried = match &segment.root {
-            Root::Step(name) => compiled.steps.get(name).is_some_and(|step| step.query().is_some()),
-            _ => true,
-        };
+        let plan = state.query_planner().create_physical_plan(&logical, state).await?;
+        let queried = is_queried(compiled, segment);
+        let Sent { plan, notes: told, .. } = send(compiled, segment, plan, scope)?;
         // What stays here is then for the class's planner on this machine.
-        if let Some(elsewhere) = &scope.host.elsewhere {
-            let workflow = &compiled.workflow.name.value;
-            let last = segment.steps.last().or(segment.inputs.last()).map_or("", String::as_str);
-            let class = if queried { segment.class.as_str() } else { rowmill_spec::ResourceClass::Cpu.as_str() };
-            let memory = |name: &String| compiled.workflow.steps.get(name)?.resources.memory.as_ref();
-            let memory_bytes = segment.steps.iter().filter_map(memory).map(|bytes| bytes.value).max().unwrap_or(0);
-            let part = Part { name: &format!("{workflow}: {last}"), class, memory_bytes, read_here: !queried };
-            plan = elsewhere.place(part, plan)?;
-        }
-        let Placed { mut plan, notes } = match queried {
+        let Placed { mut plan, notes } = match queried && !scope.in_order {
             true => place(state, &segment.class, plan).map_err(|error| match segment.steps.last() {
                 Some(step) => StepFailure::wrap(&Arc::from(step.as_str()), error),
                 None => error,
             })?,
             false => Placed { plan, notes: Vec::new() },
         };
+        let notes: Vec<String> = told.into_iter().chain(notes).collect();
         let Root::Step(name) = &segment.root else {
             planned.roots.push(PlannedSink { root: segment.root.clone(), logical, plan, notes });
             continue;
@@ -214,6 +203,37 @@ async fn plan_all(compiled: &Compiled, inputs: &Inputs, staged: &[StagedSink], s
         }
     }
     Ok(planned)
+}
+
+/// Whether a segment is SQL of its own class: the class of a step that is not SQL is where its calls run, and its input
+/// is no work of that class.
+fn is_queried(compiled: &Compiled, segment: &Segment) -> bool {
+    match &segment.root {
+        Root::Step(name) => compiled.steps.get(name).is_some_and(|step| step.query().is_some()),
+        _ => true,
+    }
+}
+
+/// A segment's plan with what runs elsewhere replaced.
+pub(crate) fn send(
+    compiled: &Compiled,
+    segment: &Segment,
+    plan: Arc<dyn ExecutionPlan>,
+    scope: &RunScope,
+) -> Result<Sent> {
+    let Some(elsewhere) = &scope.host.elsewhere else { return Ok(Sent { plan, whole: false, notes: Vec::new() }) };
+    let workflow = &compiled.workflow.name.value;
+    let queried = is_queried(compiled, segment);
+    let step = segment.steps.last().or(segment.inputs.last()).map_or("", String::as_str);
+    let class = if queried { segment.class.as_str() } else { rowmill_spec::ResourceClass::Cpu.as_str() };
+    let (in_order, places) = (scope.in_order, &scope.places);
+    let name = format!("{workflow}: {step}");
+    // As the stages of durable runs are called.
+    let stage = if queried { step.to_owned() } else { format!("{step}.input") };
+    let memory = |name: &String| compiled.workflow.steps.get(name)?.resources.memory.as_ref();
+    let memory_bytes = segment.steps.iter().filter_map(memory).map(|bytes| bytes.value).max().unwrap_or(0);
+    let part = Part { name: &name, class, memory_bytes, stage: &stage, read_here: !queried, in_order, places };
+    elsewhere.place(part, plan)
 }
 
 /// The plan of a step whose result is kept: one that reads it, or one that makes it. Others stay as they are.

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::hash::Hasher as _;
 use std::io::{BufWriter, Read as _, Seek as _, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
@@ -238,12 +238,14 @@ pub(crate) async fn write_chunks(
     Ok(written)
 }
 
+/// The files of a stage, by partition; known once all of its chunks are committed.
+pub(crate) type LateFiles = Arc<OnceLock<Vec<Arc<Vec<PathBuf>>>>>;
+
 /// Chunks as the leaf of a plan; in one partition their order is the order of the rows.
 #[derive(Debug)]
 pub(crate) struct ChunkScanExec {
     step: Arc<str>,
-    /// By partition.
-    files: Vec<Arc<Vec<PathBuf>>>,
+    files: LateFiles,
     properties: Arc<PlanProperties>,
 }
 
@@ -253,20 +255,44 @@ impl ChunkScanExec {
     }
 
     pub(crate) fn partitioned(step: Arc<str>, files: Vec<Vec<PathBuf>>, schema: SchemaRef) -> Self {
+        let partitions = files.len();
+        let files = OnceLock::from(files.into_iter().map(Arc::new).collect::<Vec<_>>());
+        ChunkScanExec::over(step, Arc::new(files), partitions, schema)
+    }
+
+    /// Over one partition of files that are known when it is read; before, it can be planned with.
+    pub(crate) fn late(step: Arc<str>, files: &LateFiles, schema: SchemaRef) -> Self {
+        ChunkScanExec::over(step, Arc::clone(files), 1, schema)
+    }
+
+    fn over(step: Arc<str>, files: LateFiles, partitions: usize, schema: SchemaRef) -> Self {
         let properties = Arc::new(PlanProperties::new(
             EquivalenceProperties::new(schema),
-            Partitioning::UnknownPartitioning(files.len()),
+            Partitioning::UnknownPartitioning(partitions),
             EmissionType::Incremental,
             Boundedness::Bounded,
         ));
-        ChunkScanExec { step, files: files.into_iter().map(Arc::new).collect(), properties }
+        ChunkScanExec { step, files, properties }
+    }
+
+    /// Whether these are the files that it reads.
+    pub(crate) fn reads(&self, files: &LateFiles) -> bool {
+        Arc::ptr_eq(&self.files, files)
+    }
+
+    /// The same over one file.
+    pub(crate) fn of_file(&self, file: PathBuf) -> Self {
+        ChunkScanExec::new(Arc::clone(&self.step), vec![file], self.schema())
     }
 }
 
 impl DisplayAs for ChunkScanExec {
     fn fmt_as(&self, _kind: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let chunks: usize = self.files.iter().map(|files| files.len()).sum();
-        write!(f, "ChunkScanExec: {}, {chunks} chunks", self.step)
+        write!(f, "ChunkScanExec: {}", self.step)?;
+        match self.files.get() {
+            Some(files) => write!(f, ", {} chunks", files.iter().map(|files| files.len()).sum::<usize>()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -303,7 +329,10 @@ impl ExecutionPlan for ChunkScanExec {
     }
 
     fn execute(&self, partition: usize, _context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let Some(files) = self.files.get(partition).map(Arc::clone) else {
+        let Some(all) = self.files.get() else {
+            return internal_err!("chunks of step {} are read before they are made", self.step);
+        };
+        let Some(files) = all.get(partition).map(Arc::clone) else {
             return internal_err!("there is no partition {partition} of chunks");
         };
         let batches = futures::stream::iter(0..files.len())

@@ -12,6 +12,7 @@ use rowmill_step::Outcome;
 use rowmill_store::{PageRequest, RunId, Scope};
 
 use super::{Durable, RetryChoice, store_report};
+use crate::places::{MadeBy, SINKS, StagePlace, of_stage};
 
 /// The columns of [`items`].
 pub fn items_schema() -> SchemaRef {
@@ -63,6 +64,28 @@ pub async fn items(durable: &Durable, run: RunId) -> Result<Vec<RecordBatch>, Di
         }
     }
     Ok(batches)
+}
+
+/// Which process did what for the stages of a run's newest version, as the records of its commits say. Runs of earlier
+/// versions of Rowmill have none.
+///
+/// # Errors
+/// When there is no such run, or the store cannot be read.
+pub async fn places(durable: &Durable, run: RunId) -> Result<Vec<StagePlace>, Diagnostic> {
+    let store = &durable.store;
+    let refuse = |error: rowmill_store::Error| store_report(&error);
+    let known = store.run(&Scope::all(), run).await.map_err(refuse)?;
+    let mut all = Vec::new();
+    for stage in store.stages(run, known.version).await.map_err(refuse)? {
+        let chunks = durable.committed(run, stage.id).await.map_err(refuse)?;
+        let made = chunks.iter().flat_map(|chunk| MadeBy::read(&chunk.commit.payload).made);
+        all.extend(of_stage(&stage.name, made));
+    }
+    let versions = store.versions(run).await.map_err(refuse)?;
+    if let Some(newest) = versions.iter().find(|version| version.version == known.version) {
+        all.extend(of_stage(SINKS, MadeBy::read(&newest.payload).made));
+    }
+    Ok(all)
 }
 
 /// Whether a finished run has items that a retry would send again: failed ones of steps that are not SQL.

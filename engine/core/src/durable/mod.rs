@@ -6,11 +6,12 @@
 //!       stage IN    its input, cut into chunk files; committed whole, so it is made again if it was not finished
 //!       stage OUT   each chunk through the step operator, several in flight:
 //!                   output and ledger files synced ▶ journal commit (fenced) ▶ effect log of the chunk dropped
+//!                   (and on to the next step's input, where that is made row by row of it)
 //!   └ sinks         over committed chunks, staged and published as in any run ▶ version published ▶ run finished
 //! ```
 //!
-//! SQL between those stages is computed again when a run goes on: it is pure, its clock stands still at the run's
-//! start, and what it reads is either committed or stamped. A step whose rows several others read is a stage of its
+//! SQL between those stages is computed again when a run goes on, here or on a cluster: it is pure, its clock stands still
+//! at the run's start, and what it reads is either committed or stamped. A step whose rows several others read is a stage of its
 //! own, so that all of them see the same rows. Calls are never made again whose result is in the effect log; the window
 //! in which a crash loses results is the log's flush interval (100 ms).
 

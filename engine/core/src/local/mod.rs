@@ -24,8 +24,8 @@ use crate::plan::meter::Meter;
 use crate::runtime::Engine;
 use crate::sinks::StagedSink;
 use crate::sources::files;
-use reports::items_reports;
 pub use reports::{ItemsReport, RunError, RunReport, SinkReport, StepReport};
+use reports::{items_reports, places};
 pub(crate) use reports::{step_reports, tallies};
 use roots::source_changed;
 pub(crate) use roots::{Done, run_roots};
@@ -114,6 +114,7 @@ async fn run_workflow(
                     elapsed: started.elapsed(),
                     items: items_reports(&compiled, &scope),
                     replanned,
+                    places: places(&compiled, &scope),
                     warnings: compiled.warnings,
                 });
             }

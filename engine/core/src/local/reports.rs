@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::calls::RunScope;
 use crate::compile::{CheckedStep, Compiled};
+use crate::places::{Place, StagePlace, of_calls, of_stage};
 
 /// What a run did.
 #[derive(Debug, Clone)]
@@ -34,6 +35,8 @@ pub struct RunReport {
     pub items: Vec<ItemsReport>,
     /// Whether joins had to sort because hashing did not fit into memory.
     pub replanned: bool,
+    /// Which process did what, where a cluster was there; of a run that is not durable, what executors did.
+    pub places: Vec<StagePlace>,
     /// Warnings of the compiler.
     pub warnings: Diagnostics,
 }
@@ -148,6 +151,21 @@ pub(super) fn items_reports(compiled: &Compiled, scope: &RunScope) -> Vec<ItemsR
             Some(ItemsReport { step: name.clone(), counts: tally.snapshot(), samples: samples(step, tally) })
         })
         .collect()
+}
+
+/// What executors did for a run, by step.
+pub(super) fn places(compiled: &Compiled, scope: &RunScope) -> Vec<StagePlace> {
+    let mut queried: IndexMap<String, Vec<Place>> = IndexMap::new();
+    for (step, place) in scope.places.take() {
+        queried.entry(step).or_default().push(place);
+    }
+    let mut all: Vec<StagePlace> = queried.into_iter().flat_map(|(step, places)| of_stage(&step, places)).collect();
+    for (name, step) in &compiled.steps {
+        let Some(call) = step.call() else { continue };
+        let made = of_calls(step.class.as_str(), &call.tally, Duration::ZERO);
+        all.extend(of_stage(name, made.into_iter().filter(|place| !place.is_client())));
+    }
+    all
 }
 
 pub(crate) fn tallies(compiled: &Compiled) -> IndexMap<String, Arc<Tally>> {

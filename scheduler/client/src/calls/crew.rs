@@ -8,7 +8,7 @@ use std::time::Duration;
 use datafusion::common::runtime::SpawnedTask;
 use parking_lot::Mutex;
 use rowmill_cores::ids::ExecutorId;
-use rowmill_step::{Failure, FailureCode, Redactor, Sent, StepShape};
+use rowmill_step::{Failure, FailureCode, Redactor, Sent, StepShape, Whereabouts};
 use rowmill_wire::calls::OpenStep;
 use rowmill_wire::calls::crew::{Crew as Named, watch};
 use rowmill_wire::jobs::BEAT;
@@ -244,7 +244,7 @@ impl Keeper {
     /// One stream to one executor, from its beginning to its end.
     fn stream(&self, to: ToOpen, teller: Teller) -> impl Future<Output = ()> + Send + 'static {
         let opening = Opening {
-            executor: to.name,
+            at: Whereabouts { process: to.name, host: host_of(&to.address).to_owned() },
             open: self.open.clone(),
             shape: self.shape.clone(),
             redactor: self.redactor.clone(),
@@ -318,6 +318,11 @@ impl Keeper {
         drop(members);
         self.shared.changed.notify_waiters();
     }
+}
+
+/// The machine of an address `host:port`.
+fn host_of(address: &str) -> &str {
+    address.rsplit_once(':').map_or(address, |(host, _)| host)
 }
 
 async fn next(crew: &mut Option<(Arc<str>, Streaming<Named>)>) -> Result<Named, String> {

@@ -10,7 +10,7 @@ use datafusion::arrow::array::{Array as _, RecordBatch};
 use datafusion::arrow::datatypes::SchemaRef;
 use parking_lot::Mutex;
 use rowmill_cores::ids::ExecutorId;
-use rowmill_step::{BatchReply, Failure, FailureCode, ItemBatch, ItemIds, Redactor, Sent, StepShape};
+use rowmill_step::{BatchReply, Failure, FailureCode, ItemBatch, ItemIds, Redactor, Sent, StepShape, Whereabouts};
 use rowmill_wire::calls::{
     Ask, Cancel, ClientMessage, ExecutorMessage, GroupHead, Groups, OpenStep, ROWS_BYTES, Results, Tell, attempts,
     pack, unpack,
@@ -89,7 +89,7 @@ struct Pending {
 /// A stream to one executor.
 #[derive(Debug)]
 pub(super) struct Link {
-    executor: String,
+    at: Arc<Whereabouts>,
     outbox: mpsc::UnboundedSender<Out>,
     /// `None` when the stream has ended.
     pending: Mutex<Option<HashMap<u64, Pending>>>,
@@ -147,6 +147,11 @@ impl Link {
         }
     }
 
+    /// The executor.
+    pub(super) fn at(&self) -> &Arc<Whereabouts> {
+        &self.at
+    }
+
     /// Whether groups can be handed in.
     pub(super) fn is_open(&self) -> bool {
         self.pending.lock().is_some()
@@ -158,7 +163,7 @@ impl Link {
 
     /// A group that was lost with its executor: a call that may be made again is made again elsewhere.
     pub(super) fn lost(&self, why: &str, sent: Sent) -> Failure {
-        lost(&self.executor, why, sent)
+        lost(&self.at.process, why, sent)
     }
 
     fn end(&self, why: &str) {
@@ -184,7 +189,7 @@ fn bytes_of(batch: &RecordBatch) -> usize {
 
 /// A stream from its beginning to its end, which is also when this future is dropped.
 pub(super) struct Opening {
-    pub(super) executor: String,
+    pub(super) at: Whereabouts,
     pub(super) open: OpenStep,
     pub(super) shape: StepShape,
     pub(super) redactor: Redactor,
@@ -223,7 +228,7 @@ impl Opening {
                         return Err("it is about to leave".to_owned());
                     }
                     let failure = refused.failure.unwrap_or_default().into_failure(&self.redactor);
-                    let failure = failure.at(&format!("executor {}", self.executor)).sent(Sent::Never);
+                    let failure = failure.at(&format!("executor {}", self.at.process)).sent(Sent::Never);
                     news.tell(News::Refused(failure.reported_as("RM0711"))).await;
                     return Ok("it refused the step".to_owned());
                 }
@@ -232,7 +237,7 @@ impl Opening {
         };
         let (outbox, waiting) = mpsc::unbounded_channel();
         let link = Arc::new(Link {
-            executor: self.executor,
+            at: Arc::new(self.at),
             outbox,
             pending: Mutex::new(Some(HashMap::new())),
             next: AtomicU64::new(0),

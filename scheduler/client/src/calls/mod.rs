@@ -115,7 +115,7 @@ impl StepExecutor for RemoteStep {
             _ => 0,
         };
         let ticket = self.crew(context).place(key).await?;
-        Ok(Some(ticket))
+        Ok(Some(Place::new(Arc::clone(ticket.link.at()), ticket)))
     }
 
     async fn open(&self, _context: &StepContext, _shape: &StepShape) -> Result<Box<dyn StepSession>, Failure> {
@@ -148,7 +148,7 @@ struct RemoteSession;
 #[async_trait]
 impl StepSession for RemoteSession {
     async fn execute(&mut self, batch: ItemBatch) -> Result<BatchReply, Failure> {
-        let place = batch.place.clone().and_then(|place| place.downcast::<Ticket>().ok());
+        let place = batch.place.clone().and_then(Place::held::<Ticket>);
         let Some(ticket) = place else {
             let failure = Failure::fixed(FailureCode::Internal, "an attempt has no place on the cluster");
             return Err(failure.sent(Sent::Never));

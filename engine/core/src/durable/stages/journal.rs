@@ -50,15 +50,18 @@ impl Work<'_> {
             payload: self.stage_payload(),
         };
         match patiently!(self.durable.store.put_stages(&self.fence, std::slice::from_ref(&stage))) {
-            Err(rowmill_store::Error::Conflict { .. }) => {
-                let message = format!("run {}: stage `{name}` is not what it was when the run began", self.run);
-                Err(Stop::Report(Box::new(Diagnostic::error("RM0802", message).fault(Fault::Data).help(
-                    "the workflow, its configuration, a program or function that it calls, or Rowmill itself changed; start over with `rowmill resume --restart`",
-                ))))
-            }
+            Err(rowmill_store::Error::Conflict { .. }) => Err(self.changed_stage(name)),
             Err(error) => Err(error.into()),
             Ok(()) => Ok(id),
         }
+    }
+
+    /// A stage that was begun is another one now.
+    pub(super) fn changed_stage(&self, name: &str) -> Stop {
+        let message = format!("run {}: stage `{name}` is not what it was when the run began", self.run);
+        Stop::Report(Box::new(Diagnostic::error("RM0802", message).fault(Fault::Data).help(
+            "the workflow, its configuration, a program or function that it calls, or Rowmill itself changed; start over with `rowmill resume --restart`",
+        )))
     }
 
     pub(in crate::durable) async fn committed(&self, stage: StageId) -> Result<Vec<CommittedChunk>, Stop> {

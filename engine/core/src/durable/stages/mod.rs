@@ -1,6 +1,7 @@
 //! The stages of a durable run, one after the other: chunks in, chunks through a step, sinks at the end.
 
 mod calls;
+mod chain;
 mod files;
 mod journal;
 mod rows;
@@ -16,22 +17,27 @@ use datafusion::physical_plan::ExecutionPlan;
 use indexmap::IndexMap;
 use parking_lot::Mutex;
 use rowmill_items::{EffectWriter, LedgerSample};
+use rowmill_spec::Diagnostic;
 use rowmill_store::{Fence, RunId, StageId};
 use tokio_util::sync::CancellationToken;
 
-use super::chunks::create_folder;
+use super::chunks::{ChunkScanExec, LateFiles, create_folder};
 use super::{Durable, attempt_id, fingerprint};
 use crate::calls::RunScope;
 use crate::compile::check_types::{Body, EdgeKind};
 use crate::compile::cut_segments::Root;
-use crate::compile::plan_segments::{keep, optimize_segments};
+use crate::compile::plan_segments::{keep, optimize_segments, send};
 use crate::compile::{Compiled, Inputs, Planned, PlannedSink};
+use crate::elsewhere::Sent;
 use crate::local::{self, ItemsReport, Observer, RunReport};
+use crate::places::{MadeBy, Place};
 use crate::plan::dead_letters::{DeadLettersExec, Letters};
 use crate::plan::edge::Producer;
 use crate::plan::guarded::Guard;
 use crate::plan::meter::MeterExec;
 use crate::runtime::Engine;
+use calls::{CallInput, CallStage};
+use chain::{Chain, Ended};
 pub(super) use journal::store_counts;
 pub(super) use stop::Stop;
 
@@ -57,6 +63,8 @@ struct Attempt<'a> {
     effects: Arc<EffectWriter>,
     cancel: &'a CancellationToken,
     samples: Mutex<IndexMap<String, Vec<LedgerSample>>>,
+    /// Who made what the sinks hold.
+    sinks: Mutex<MadeBy>,
 }
 
 impl Work<'_> {
@@ -65,10 +73,11 @@ impl Work<'_> {
         create_folder(&folder).map_err(|error| self.cannot_write(&folder, &error.to_string()))?;
         let mut staged = local::stage(self.engine, self.compiled, attempt_id()).await?;
         let attempt = Attempt {
-            scope: self.engine.scope(&self.run.to_string(), cancel, folder),
+            scope: self.engine.scope(&self.run.to_string(), cancel, folder).in_order(),
             effects: EffectWriter::start(Arc::clone(&self.durable.store), self.fence),
             cancel,
             samples: Mutex::default(),
+            sinks: Mutex::default(),
         };
         observer.started(*self.run.as_uuid(), &self.compiled.meters, &local::tallies(self.compiled));
         let outcome = self.stages(&attempt, &mut staged).await;
@@ -95,7 +104,8 @@ impl Work<'_> {
         }
         let sinks = local::publish(self.compiled, staged, &done.written).await;
         let sinks = sinks.map_err(|report| Stop::Report(Box::new(report)))?;
-        let samples = attempt.samples.into_inner();
+        let (samples, made) = (attempt.samples.into_inner(), attempt.sinks.into_inner());
+        let made = serde_json::to_vec(&made).unwrap_or_default();
         let steps = self.compiled.steps.iter();
         let items: Vec<ItemsReport> = steps
             .filter_map(|(name, step)| {
@@ -110,8 +120,15 @@ impl Work<'_> {
         items.iter().for_each(|items| counts.add(store_counts(&items.counts.outcomes)));
         let output: Vec<&str> = sinks.iter().map(|sink| sink.path.as_str()).collect();
         let output = output.join(", ");
-        patiently!(self.durable.store.publish_version(&self.fence, self.version, &output, &counts, &[]))?;
+        patiently!(self.durable.store.publish_version(&self.fence, self.version, &output, &counts, &made))?;
         self.sweep(false).await?;
+        let places = match self.engine.host().elsewhere {
+            Some(_) => super::inspect::places(self.durable, self.run).await.unwrap_or_else(|report| {
+                tracing::warn!("where the run's stages ran is not known: {}", report.message);
+                Vec::new()
+            }),
+            None => Vec::new(),
+        };
         Ok(RunReport {
             id: *self.run.as_uuid(),
             workflow: self.compiled.workflow.name.value.clone(),
@@ -122,6 +139,7 @@ impl Work<'_> {
             elapsed: self.began.elapsed(),
             items,
             replanned: false,
+            places,
             warnings: self.compiled.warnings.clone(),
         })
     }
@@ -135,39 +153,45 @@ impl Work<'_> {
         let optimized = optimize_segments(self.compiled, self.inputs, staged)?;
         let mut planned = Planned::default();
         let mut next_stage = 0;
-        // Steps whose rows are not those of the version before.
-        let mut changed: HashSet<String> = HashSet::new();
-        let mut ledgers: HashMap<String, Vec<PathBuf>> = HashMap::new();
+        let mut chain = Chain::default();
+        let mut known = KnownSteps::default();
         // Steps whose outcomes are known when the sinks are sealed.
         let mut late: Vec<(StageId, Arc<Guard>)> = Vec::new();
         for (segment, logical) in self.compiled.cut.segments.iter().zip(optimized.plans) {
-            // Not placed by class: planned again, a durable run must give the same rows in the same order.
+            // Not placed by the planner of its class: planned again, a durable run must give the same rows in the same
+            // order.
             let plan = state.query_planner().create_physical_plan(&logical, state).await?;
+            let sent = send(self.compiled, segment, plan, &attempt.scope)?;
             let Root::Step(name) = &segment.root else {
-                planned.roots.push(PlannedSink { root: segment.root.clone(), logical, plan, notes: Vec::new() });
+                let (root, plan) = (segment.root.clone(), sent.plan);
+                planned.roots.push(PlannedSink { root, logical, plan, notes: Vec::new() });
                 continue;
             };
             let Some(step) = self.compiled.steps.get(name) else { continue };
-            let other_input = segment.inputs.iter().any(|input| changed.contains(input));
-            if other_input {
-                changed.insert(name.clone());
-            }
-            let plan = keep(self.compiled, name, plan, &attempt.scope);
+            let class = step.class.as_str();
+            let sent = Sent { plan: keep(self.compiled, name, sent.plan, &attempt.scope), ..sent };
             let producer: Arc<dyn ExecutionPlan> = match (&step.body, &step.edge) {
                 // Pure, with one reader: computed where it is read.
-                (Body::Query(_), EdgeKind::Streamed(_)) => plan,
+                (Body::Query(_), EdgeKind::Streamed(_)) => {
+                    known.is_changed(name, &segment.inputs);
+                    sent.plan
+                }
                 (Body::Query(_), _) => {
+                    known.ended(self.end_chain(attempt, &mut chain).await?);
+                    let other_input = known.is_changed(name, &segment.inputs);
                     let print = fingerprint(&format!("{name} {}", logical.display_indent()));
-                    let stage = self.stage(&mut next_stage, name, step.class.as_str(), print.clone()).await?;
-                    let schema = plan.schema();
+                    let stage = self.stage(&mut next_stage, name, class, print.clone()).await?;
+                    let schema = sent.plan.schema();
                     self.take_rows(stage, name, &print, other_input).await?;
-                    let chunks = self.rows(attempt, stage, name, plan, None).await?;
+                    let chunks = self.rows(attempt, stage, name, class, sent, None).await?;
                     self.scan(name, &chunks, schema)
                 }
                 // Its outcomes are kept with its rows, so it is a stage whoever reads it.
                 (Body::Guarded(guard), edge) => {
+                    known.ended(self.end_chain(attempt, &mut chain).await?);
+                    let other_input = known.is_changed(name, &segment.inputs);
                     let print = fingerprint(&format!("{name} {}", logical.display_indent()));
-                    let stage = self.stage(&mut next_stage, name, step.class.as_str(), print.clone()).await?;
+                    let stage = self.stage(&mut next_stage, name, class, print.clone()).await?;
                     let ledger = self.stage_folder(stage, name).join(format!("{}.ledger.arrow", self.fence.token));
                     guard.begin(ledger, &attempt.scope.host.redactor)?;
                     if matches!(edge, EdgeKind::Streamed(_))
@@ -177,35 +201,54 @@ impl Work<'_> {
                         // chunks as well, and its outcomes are written down when the sink is sealed.
                         late.push((stage, Arc::clone(guard)));
                         if let Some(table) = step.edge.table() {
-                            table.connect(Producer::Plan(plan))?;
+                            table.connect(Producer::Plan(sent.plan))?;
                         }
                         continue;
                     }
                     self.take_rows(stage, name, &print, other_input).await?;
-                    let schema = plan.schema();
-                    let chunks = self.rows(attempt, stage, name, plan, Some(guard.as_ref())).await?;
-                    ledgers.insert(name.clone(), self.ledgers(&chunks));
+                    let schema = sent.plan.schema();
+                    let chunks = self.rows(attempt, stage, name, class, sent, Some(guard.as_ref())).await?;
+                    known.ledgers.insert(name.clone(), self.ledgers(&chunks));
                     self.scan(name, &chunks, schema)
                 }
                 (Body::Call(call), _) => {
                     let print = fingerprint(&format!("{name} input {}", logical.display_indent()));
-                    let input = format!("{name}.input");
-                    let stage = self.stage(&mut next_stage, &input, "cpu", print.clone()).await?;
-                    let schema = plan.schema();
-                    let same = self.take_rows(stage, &input, &print, other_input).await?;
-                    let chunks = self.rows(attempt, stage, &input, plan, None).await?;
+                    let from = format!("{name}.input");
+                    let stage = self.stage(&mut next_stage, &from, "cpu", print.clone()).await?;
+                    let schema = sent.plan.schema();
+                    // An input that is sealed is there as a whole, and a retry looks at whole stages.
+                    let feed = match self.before.is_none() && !self.is_sealed(stage).await? {
+                        true => chain.feed(stage, &from, &sent.plan),
+                        false => None,
+                    };
+                    let input = match feed {
+                        Some(feed) => CallInput::Fed(feed),
+                        None => {
+                            known.ended(self.end_chain(attempt, &mut chain).await?);
+                            let other_input = known.is_changed(name, &segment.inputs);
+                            let same = self.take_rows(stage, &from, &print, other_input).await?;
+                            CallInput::Whole(self.rows(attempt, stage, &from, "cpu", sent, None).await?, !same)
+                        }
+                    };
                     let kind = call.executor.describe().fingerprint.0;
                     let print = fingerprint(&format!("{name} {print} {kind:?}"));
-                    let stage = self.stage(&mut next_stage, name, step.class.as_str(), print).await?;
-                    let (chunks, schema, other) = self.calls(attempt, stage, call, chunks, &schema, !same).await?;
-                    if other {
-                        changed.insert(name.clone());
+                    let stage = self.stage(&mut next_stage, name, class, print).await?;
+                    let wrong = |message: String| Stop::Report(Box::new(Diagnostic::error("RM0705", message)));
+                    let operator = attempt.scope.operator(call, &schema).map_err(wrong)?;
+                    let files = LateFiles::default();
+                    let scan = ChunkScanExec::late(Arc::from(name.as_str()), &files, Arc::clone(operator.schema()));
+                    let (call, class) = (Arc::clone(call), class.to_owned());
+                    chain.push(CallStage { stage, call, class, operator, input, files });
+                    if self.before.is_some() {
+                        // Whoever reads it asks whether its rows are other ones than before.
+                        known.ended(self.end_chain(attempt, &mut chain).await?);
                     }
-                    ledgers.insert(name.clone(), self.ledgers(&chunks));
-                    self.scan(name, &chunks, schema)
+                    Arc::new(scan)
                 }
                 (Body::DeadLetters(of), _) => {
-                    let letters = Letters::Files(ledgers.get(of.as_ref()).cloned().unwrap_or_default());
+                    known.ended(self.end_chain(attempt, &mut chain).await?);
+                    known.is_changed(name, &segment.inputs);
+                    let letters = Letters::Files(known.ledgers.get(of.as_ref()).cloned().unwrap_or_default());
                     let exec = DeadLettersExec::new(Arc::clone(of), None, letters, Arc::clone(&step.schema));
                     let meter = self.compiled.meters.get(name).map_or_else(Arc::default, Arc::clone);
                     Arc::new(MeterExec::new(Arc::from(name.as_str()), meter, Arc::new(exec)))
@@ -215,10 +258,43 @@ impl Work<'_> {
                 edge.connect(Producer::Plan(producer))?;
             }
         }
+        self.end_chain(attempt, &mut chain).await?;
+        let began = Instant::now();
         let done = local::run_roots(self.engine, self.compiled, &planned, staged, attempt.cancel).await?;
+        let mut made = attempt.scope.places.take_all();
+        made.insert(0, Place::client("cpu", planned.roots.len() as u64, 0, began.elapsed()));
+        attempt.sinks.lock().made = made;
         for (stage, guard) in late {
             self.commit_outcomes(attempt, stage, &guard).await?;
         }
         Ok(done)
+    }
+}
+
+/// What is known of the steps that were done until now.
+#[derive(Default)]
+struct KnownSteps {
+    /// Steps whose rows are not those of the version before.
+    changed: HashSet<String>,
+    ledgers: HashMap<String, Vec<PathBuf>>,
+}
+
+impl KnownSteps {
+    fn ended(&mut self, ended: Vec<Ended>) {
+        for Ended { step, ledgers, changed } in ended {
+            if changed {
+                self.changed.insert(step.clone());
+            }
+            self.ledgers.insert(step, ledgers);
+        }
+    }
+
+    /// Whether a step's input is another one than in the version before; then its rows are, too.
+    fn is_changed(&mut self, step: &str, inputs: &[String]) -> bool {
+        let changed = inputs.iter().any(|input| self.changed.contains(input));
+        if changed {
+            self.changed.insert(step.to_owned());
+        }
+        changed
     }
 }

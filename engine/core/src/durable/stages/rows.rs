@@ -2,6 +2,7 @@
 //! outcomes.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::{DataFusionError, Result};
@@ -16,6 +17,8 @@ use serde::{Deserialize, Serialize};
 use super::journal::store_counts;
 use super::{Attempt, Stop, Work};
 use crate::durable::chunks::{ChunkFile, ChunkWriter, write_chunks};
+use crate::elsewhere::Sent;
+use crate::places::{MadeBy, Place};
 use crate::plan::guarded::Guard;
 
 /// What is kept of a guarded step's outcomes, beside its first chunk.
@@ -26,27 +29,56 @@ struct KeptOutcomes {
     ledger: Option<String>,
 }
 
+/// What is kept beside the first chunk of a stage.
+#[derive(Serialize)]
+struct RowsRecord<'a> {
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    kept: Option<&'a KeptOutcomes>,
+    #[serde(flatten)]
+    made: MadeBy,
+}
+
+impl RowsRecord<'_> {
+    fn to_bytes(&self, step: &str) -> Result<Vec<u8>, Stop> {
+        serde_json::to_vec(self).map_err(|error| {
+            let message = format!("step `{step}`: its counts cannot be kept: {error}");
+            Stop::Report(Box::new(Diagnostic::error("RM0900", message).fault(Fault::Internal)))
+        })
+    }
+}
+
 impl Work<'_> {
-    /// A stage of rows that SQL makes: all of its chunks are committed together, or it is made again.
+    /// A stage of rows that SQL of this class makes: all of its chunks are committed together, or it is made again. So it
+    /// may be made anywhere, and in any order where it is not made row by row: nobody has seen what was made before.
     pub(super) async fn rows(
         &self,
         attempt: &Attempt<'_>,
         stage: StageId,
         name: &str,
-        plan: Arc<dyn ExecutionPlan>,
+        class: &str,
+        sent: Sent,
         guard: Option<&Guard>,
     ) -> Result<Vec<CommittedChunk>, Stop> {
         let mut made_now = false;
         if !self.is_sealed(stage).await? {
             self.status(stage, StageStatus::Running).await?;
             patiently!(self.durable.store.drop_unsealed_chunks(&self.fence, stage))?;
+            if !self.committed(stage).await?.is_empty() {
+                return Err(self.changed_stage(name));
+            }
+            let began = Instant::now();
             let files = tokio::select! {
-                files = self.make_rows(stage, name, plan, guard.is_some()) => files?,
+                files = self.make_rows(stage, name, sent.plan, guard.is_some()) => files?,
                 () = attempt.cancel.cancelled() => return Err(Stop::Cancelled),
             };
             let mut specs: Vec<ChunkSpec> = (0..).zip(&files).map(|(chunk, file)| self.spec(chunk, file)).collect();
-            if let (Some(guard), Some(first)) = (guard, specs.first_mut()) {
-                first.payload = self.outcomes(attempt, guard)?;
+            let mut made = attempt.scope.places.take_all();
+            if !sent.whole || made.is_empty() {
+                made.insert(0, Place::client(class, specs.len() as u64, 0, began.elapsed()));
+            }
+            if let Some(first) = specs.first_mut() {
+                let kept = guard.map(|guard| self.outcomes(attempt, guard)).transpose()?;
+                first.payload = RowsRecord { kept: kept.as_ref(), made: MadeBy { made } }.to_bytes(name)?;
             }
             made_now = true;
             patiently!(self.durable.store.put_chunks(&self.fence, stage, &specs, true))?;
@@ -122,7 +154,7 @@ impl Work<'_> {
     }
 
     /// Ends a guarded step that has made all of its rows: what is kept of its outcomes, with its ledger on disk.
-    fn outcomes(&self, attempt: &Attempt<'_>, guard: &Guard) -> Result<Vec<u8>, Stop> {
+    fn outcomes(&self, attempt: &Attempt<'_>, guard: &Guard) -> Result<KeptOutcomes, Stop> {
         guard.check_end().map_err(Stop::Stopped)?;
         let mut ledger = None;
         if let Some(own) = guard.ledger() {
@@ -131,11 +163,7 @@ impl Work<'_> {
             ledger = path.map(|path| self.relative(&path));
             attempt.samples.lock().insert(guard.step.to_string(), own.samples());
         }
-        let kept = KeptOutcomes { counts: guard.tally.snapshot(), ledger };
-        serde_json::to_vec(&kept).map_err(|error| {
-            let message = format!("step `{}`: its counts cannot be kept: {error}", guard.step);
-            Stop::Report(Box::new(Diagnostic::error("RM0900", message).fault(Fault::Internal)))
-        })
+        Ok(KeptOutcomes { counts: guard.tally.snapshot(), ledger })
     }
 
     /// A stage of which only the outcomes are kept: one chunk without a file.
@@ -145,15 +173,13 @@ impl Work<'_> {
         stage: StageId,
         guard: &Guard,
     ) -> Result<(), Stop> {
-        let payload = self.outcomes(attempt, guard)?;
+        let kept = self.outcomes(attempt, guard)?;
         // An attempt that died between here and the end has said the same.
         if self.is_sealed(stage).await? && !self.committed(stage).await?.is_empty() {
             return self.status(stage, StageStatus::Done).await;
         }
-        let kept: Option<KeptOutcomes> = serde_json::from_slice(&payload).ok();
-        let counts = kept
-            .as_ref()
-            .map(|kept| StepCounts { step: guard.step.to_string(), counts: store_counts(&kept.counts.outcomes) });
+        let payload = RowsRecord { kept: Some(&kept), made: MadeBy::default() }.to_bytes(&guard.step)?;
+        let counts = StepCounts { step: guard.step.to_string(), counts: store_counts(&kept.counts.outcomes) };
         if !self.is_sealed(stage).await? {
             self.status(stage, StageStatus::Running).await?;
             patiently!(self.durable.store.drop_unsealed_chunks(&self.fence, stage))?;
@@ -175,10 +201,10 @@ impl Work<'_> {
             chunk: stage.chunk(0),
             attempt: self.attempt_number(),
             output: "-".to_owned(),
-            ledger: kept.and_then(|kept| kept.ledger),
+            ledger: kept.ledger,
             rows_out: meter.map_or(0, |meter| meter.rows()),
             bytes_out: meter.map_or(0, |meter| meter.bytes()),
-            counts: counts.into_iter().collect(),
+            counts: vec![counts],
             payload,
         };
         self.commit(std::slice::from_ref(&commit)).await?;
