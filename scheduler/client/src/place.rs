@@ -123,7 +123,10 @@ fn mixes_at_hand_over(plan: &Arc<dyn ExecutionPlan>, class: &str, mixed: bool) -
     if let Some(streamed) = plan.downcast_ref::<StreamedExec>() {
         let producer = streamed.input().downcast_ref::<ClusterExec>();
         return producer.is_some_and(|producer| {
-            !mixed && producer.class() != class && is_dealt_out(producer.part()) && !mixes(producer.part())
+            !mixed
+                && producer.demand().class.as_ref() != class
+                && is_dealt_out(producer.part())
+                && !mixes(producer.part())
         });
     }
     let mixed = mixed || mixes_itself(plan);
