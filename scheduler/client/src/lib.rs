@@ -24,6 +24,7 @@ pub mod failure;
 mod options;
 mod place;
 mod result;
+mod stays;
 pub mod stores;
 mod submit;
 
