@@ -26,6 +26,7 @@ mod options;
 mod place;
 mod reach;
 mod result;
+mod stays;
 pub mod stores;
 mod submit;
 

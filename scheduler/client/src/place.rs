@@ -34,6 +34,7 @@ use rowmill_wire::codec::RowmillCodec;
 use rowmill_wire::step::CountExec;
 
 use crate::exec::{ClusterExec, Placed};
+use crate::stays::{mixes_at_hand_over, why_here};
 use crate::submit::Cluster;
 
 /// Bytes of a part that is sent. Tables in memory travel in the plan, once for each task.
@@ -90,72 +91,6 @@ fn holds_parts(plan: &Arc<dyn ExecutionPlan>) -> bool {
     plan.exists(|node| Ok(node.downcast_ref::<ClusterExec>().is_some())).unwrap_or(true)
 }
 
-/// Why nothing of a plan goes to the cluster, and whether that is because it cannot.
-fn why_here(plan: &Arc<dyn ExecutionPlan>, part: Part<'_>) -> (String, bool) {
-    if part.in_order && mixes_at_hand_over(plan, part.class, false) {
-        let why = "a change of class would mix rows that come in order whenever a durable run makes them";
-        return (why.to_owned(), true);
-    }
-    let works = match plan.name() {
-        "DataSinkExec" => plan.children().into_iter().any(does_work),
-        _ => does_work(plan),
-    };
-    match first_unsupported(plan) {
-        Some(node) if node.children().is_empty() && node.downcast_ref::<DataSourceExec>().is_none() => {
-            ("its input is there".to_owned(), works)
-        }
-        Some(node) => (format!("{} does not go to a cluster", node.name()), true),
-        None if works => ("its plan cannot be sent".to_owned(), true),
-        None => ("it only reads".to_owned(), false),
-    }
-}
-
-/// The operator nearest to the leaves that keeps a plan here; writers always do.
-fn first_unsupported(plan: &Arc<dyn ExecutionPlan>) -> Option<&Arc<dyn ExecutionPlan>> {
-    let below = plan.children().into_iter().find_map(first_unsupported);
-    let keeps = || plan.name() != "DataSinkExec" && (!operator_is_supported(plan) || is_volatile(plan));
-    below.or_else(|| keeps().then_some(plan))
-}
-
-/// Whether rows of another class that come in order would be dealt out anew on their way to the top of `plan`, with nothing
-/// between that has no order of its own. `mixed` says whether there is such a thing above.
-fn mixes_at_hand_over(plan: &Arc<dyn ExecutionPlan>, class: &str, mixed: bool) -> bool {
-    if let Some(streamed) = plan.downcast_ref::<StreamedExec>() {
-        let producer = streamed.input().downcast_ref::<ClusterExec>();
-        return producer.is_some_and(|producer| {
-            !mixed
-                && producer.demand().class.as_ref() != class
-                && is_dealt_out(producer.part())
-                && !mixes(producer.part())
-        });
-    }
-    let mixed = mixed || mixes_itself(plan);
-    plan.children().into_iter().any(|child| mixes_at_hand_over(child, class, mixed))
-}
-
-/// Whether a plan gives its rows in an order that hangs on time.
-fn mixes(plan: &Arc<dyn ExecutionPlan>) -> bool {
-    plan.exists(|node| Ok(mixes_itself(node))).unwrap_or(true)
-}
-
-/// Whether an operator does: what it hands on are not the rows of its input one after the other.
-fn mixes_itself(node: &Arc<dyn ExecutionPlan>) -> bool {
-    let many = || node.children().iter().any(|child| child.output_partitioning().partition_count() > 1);
-    match node.name() {
-        "AggregateExec"
-        | "BoundedWindowAggExec"
-        | "CrossJoinExec"
-        | "HashJoinExec"
-        | "NestedLoopJoinExec"
-        | "RepartitionExec"
-        | "SortExec"
-        | "SortMergeJoinExec"
-        | "WindowAggExec" => true,
-        "CoalescePartitionsExec" | "SortPreservingMergeExec" => many(),
-        _ => false,
-    }
-}
-
 /// The same for what is below the root.
 fn below(cluster: &Cluster, part: Part<'_>, plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
     if plan.children().is_empty() {
@@ -193,7 +128,7 @@ fn may_stand_apart(parent: &Arc<dyn ExecutionPlan>, child: &Arc<dyn ExecutionPla
 }
 
 /// Whether there is more to do than to read: what only reads is as well read here.
-fn does_work(plan: &Arc<dyn ExecutionPlan>) -> bool {
+pub(crate) fn does_work(plan: &Arc<dyn ExecutionPlan>) -> bool {
     if plan.children().is_empty() {
         return false;
     }
@@ -266,7 +201,7 @@ fn handed_over(part: Arc<dyn ExecutionPlan>, demand: &Demand) -> Result<Arc<dyn 
 }
 
 /// Whether rows of a part are dealt out anew on their way to another class.
-fn is_dealt_out(part: &Arc<dyn ExecutionPlan>) -> bool {
+pub(crate) fn is_dealt_out(part: &Arc<dyn ExecutionPlan>) -> bool {
     let partitioning = part.output_partitioning();
     matches!(partitioning, Partitioning::UnknownPartitioning(_) | Partitioning::RoundRobinBatch(_))
         && partitioning.partition_count() > 1
@@ -335,7 +270,7 @@ fn is_supported(plan: &Arc<dyn ExecutionPlan>) -> bool {
     walked.is_ok() && supported
 }
 
-fn operator_is_supported(node: &Arc<dyn ExecutionPlan>) -> bool {
+pub(crate) fn operator_is_supported(node: &Arc<dyn ExecutionPlan>) -> bool {
     if node.downcast_ref::<MeterExec>().is_some() || node.downcast_ref::<ClassExec>().is_some() {
         return true;
     }
@@ -396,7 +331,7 @@ fn source_is_supported(source: &DataSourceExec) -> bool {
 }
 
 /// Whether an operator evaluates what is different each time: a task that goes again would make other rows.
-fn is_volatile(node: &Arc<dyn ExecutionPlan>) -> bool {
+pub(crate) fn is_volatile(node: &Arc<dyn ExecutionPlan>) -> bool {
     let mut volatile = false;
     let walked = node.apply_expressions(&mut |expression: &Arc<dyn PhysicalExpr>| {
         expression.apply(|inner| {

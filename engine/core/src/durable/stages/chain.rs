@@ -129,6 +129,9 @@ impl Work<'_> {
     /// Runs what was planned until now, and leaves the chain empty.
     pub(super) async fn end_chain(&self, attempt: &Attempt<'_>, chain: &mut Chain) -> Result<Vec<Ended>, Stop> {
         let stages = std::mem::take(&mut chain.stages);
+        if stages.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut open = Vec::with_capacity(stages.len());
         for own in &stages {
             open.push(self.open_calls(attempt, own).await?);
