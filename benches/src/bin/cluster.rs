@@ -68,7 +68,7 @@ async fn jobs(folder: &Path) -> Result<Vec<Job>, Error> {
     let path = folder.join("small.parquet");
     let make = Workflow::builder("make")
         .range("numbers", 0, ROWS)
-        .sql("rows", format!("SELECT id, id % {GROUPS} AS g, id * 0.5 AS v FROM numbers"))
+        .sql("rows", format!("SELECT value AS id, value % {GROUPS} AS g, value * 0.5 AS v FROM numbers"))
         .sink("small", "rows", path.display().to_string())
         .build()?;
     Session::try_new(SessionOptions::default())?.run(Arc::new(make), &Inputs::default()).await?;

@@ -291,7 +291,7 @@ mod tests {
             Box::pin(async { Ok(futures::stream::empty().boxed() as ProgressStream) })
         }
 
-        fn status(&self) -> BoxFuture<'static, Result<StatusResponse, Status>> {
+        fn status(&self, _caller: Caller) -> BoxFuture<'static, Result<StatusResponse, Status>> {
             self.asked.fetch_add(1, Ordering::Relaxed);
             let (does, leader) = (self.does.clone(), self.address.clone());
             Box::pin(async move {
