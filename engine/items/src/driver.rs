@@ -77,7 +77,9 @@ impl Driver {
         out: mpsc::Sender<Result<RecordBatch, BoxError>>,
         cancel: CancellationToken,
     ) -> Self {
-        let intake = Intake::new(operator.policy.target, operator.policy.reorder_bytes);
+        // A durable run hands on whole chunks.
+        let large = scope.log.is_some() || operator.cache.is_some();
+        let intake = Intake::new(operator.policy.target, operator.policy.reorder_bytes, large);
         let cancel = Arc::new(cancel);
         let drains = scope.log.is_some() && operator.policy.effects.intent_first();
         let flight = if drains { Arc::default() } else { Arc::clone(&cancel) };

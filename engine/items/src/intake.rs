@@ -9,8 +9,11 @@ use rowmill_step::BatchTarget;
 
 use crate::size::batch_bytes;
 
-/// Rows of a unit where groups are smaller.
+/// Rows of a unit at most, where groups are smaller.
 const UNIT_ROWS: usize = 8192;
+/// Groups that a slot makes of a unit at least, where that is fewer rows: a unit is handed on when it is settled whole, and
+/// a step behind should not wait long for slow calls.
+const UNIT_TURNS: usize = 32;
 /// What a unit costs beside its rows.
 const UNIT_OVERHEAD: usize = 1024;
 
@@ -19,7 +22,9 @@ const UNIT_OVERHEAD: usize = 1024;
 pub(crate) struct Intake {
     group_rows: usize,
     group_bytes: usize,
-    /// Bytes of a unit at most, where it holds more than one group.
+    /// Rows of a unit at most, where it holds more than one group.
+    unit_rows: usize,
+    /// Its bytes.
     unit_bytes: usize,
     /// Input that is too little for a group yet.
     pending: Vec<RecordBatch>,
@@ -30,9 +35,12 @@ pub(crate) struct Intake {
 }
 
 impl Intake {
-    pub(crate) fn new(target: BatchTarget, reorder_bytes: usize) -> Self {
+    /// With `large` units are as large as may be: where nobody waits for them, or each of them costs a look-up.
+    pub(crate) fn new(target: BatchTarget, reorder_bytes: usize, large: bool) -> Self {
+        let turns = target.rows.max(1).saturating_mul(target.in_flight.max(1)).saturating_mul(UNIT_TURNS);
         Self {
             group_rows: target.rows.max(1),
+            unit_rows: if large { UNIT_ROWS } else { turns.min(UNIT_ROWS) },
             group_bytes: target.bytes.max(1),
             unit_bytes: reorder_bytes / 4,
             pending: Vec::new(),
@@ -107,7 +115,7 @@ impl Intake {
         let rows = batch.num_rows();
         let bytes = batch_bytes(batch);
         let by_bytes = self.unit_bytes.checked_div(bytes / rows.max(1)).unwrap_or(usize::MAX);
-        let groups = (UNIT_ROWS.min(by_bytes) / self.group_rows).max(1);
+        let groups = (self.unit_rows.min(by_bytes) / self.group_rows).max(1);
         let step = groups.saturating_mul(self.group_rows);
         if rows <= step {
             self.units.push_back((batch.clone(), bytes + UNIT_OVERHEAD));

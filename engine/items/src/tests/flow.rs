@@ -138,6 +138,22 @@ async fn an_item_has_any_number_of_rows_and_some_are_dropped() {
     }
 }
 
+/// A step behind begins when some calls were answered, not when a large part of the input was.
+#[tokio::test]
+async fn slow_calls_hand_their_rows_on_soon() {
+    let step = simple(1, 2);
+    let operator = operator_in(&step, policy(&step), StepContext::new("run", "step", ""));
+    let mut stream = operator.run(scope(&operator, 0, None), stream(vec![numbers(0..5_000)]));
+    let first = stream.next().await.unwrap().unwrap().num_rows();
+    assert!(first <= 64, "{first} rows were waited for");
+    let mut rows = first;
+    while let Some(batch) = stream.next().await {
+        rows += batch.unwrap().num_rows();
+    }
+    assert_eq!(rows, 5_000);
+    operator.close().await;
+}
+
 #[tokio::test]
 async fn a_slow_consumer_bounds_memory_while_calls_go_on() {
     let step = simple(100, 4);
