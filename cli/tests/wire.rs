@@ -7,8 +7,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use arrow::datatypes::{DataType, Field, Schema};
 use futures::StreamExt as _;
-use rowmill_wire::calls::{Ask, ClientMessage, OpenStep, Tell, attempts};
+use rowmill_wire::calls::{Ask, ClientMessage, OpenStep, Tell, attempts, write_schema};
 use rowmill_wire::handshake::{Handshake, Token};
 
 use crate::cluster::sorted;
@@ -203,6 +204,8 @@ sinks: {out: {from: evil, path: out.csv}}
             class: "io".to_owned(),
             in_flight: 1,
             base: tapped.scratch.path("").display().to_string(),
+            input: write_schema(&Schema::new(vec![Field::new("value", DataType::Int64, false)])).unwrap(),
+            output: write_schema(&Schema::new(vec![Field::new("x", DataType::Int64, true)])).unwrap(),
             ..OpenStep::default()
         };
         let asks = futures::stream::iter([ClientMessage { ask: Some(Ask::Open(open)) }]);
