@@ -258,6 +258,9 @@ class Theatre:
             run.finish(durable.process, (3,), seconds=self.durable.seconds * 2 + LIMIT_S)
             report = chaos_test.read_to_end(sql, LIMIT_S, f"the run of SQL ({happened.what})")
             ended = time.monotonic() - began
+            if fault == "disk":
+                full = self.fleet.name_of(self.fleet.small_disk) not in self.fleet.members()
+                require(full, "nobody noticed that the disk is full")
         finally:
             for undo in scene.undo:
                 undo()
