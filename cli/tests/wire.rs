@@ -195,7 +195,7 @@ fn an_executor_loads_no_functions_that_are_sent_to_it() {
 name: sent
 sources: {rows: {range: {end: 1}}}
 steps:
-  evil: {python: {from: rows, function: '__program__:evil', output: {x: int64}}}
+  evil: {python: {from: rows, function: '__program__:evil', reads: [value], output: {x: int64}}}
 sinks: {out: {from: evil, path: out.csv}}
 ";
         let open = OpenStep {
