@@ -22,6 +22,7 @@ here are named with the reason. Exit status: 0 all passed, 1 something failed, 2
 
 import argparse
 import collections
+import itertools
 import pathlib
 import random
 import shutil
@@ -188,7 +189,9 @@ class Theatre:
         run.finish(run.begin(), (3,))
         self.durable = Reference(run, time.monotonic() - began)
         check_end(run, self.durable, collections.Counter())
-        self.answers = sum(call.is_final for call in self.service.calls)
+        # How many answers the service has given when the GETs, the PUTs and the POSTs begin, and when all is done.
+        answers = collections.Counter(call.method for call in self.service.calls if call.is_final)
+        self.phases = list(itertools.accumulate((answers[method] for method in ("GET", "PUT", "POST")), initial=0))
         run.close()
         # From here on executors stay connected with the service.
         self.service.callers_stay = True
@@ -242,7 +245,10 @@ class Theatre:
                 happened = FAULTS[fault](scene)
             durable, sql = Durable(run), self.start("chaos.yaml", out)
             if fault not in BEFORE:
-                durable.await_answers(chance.randrange(20, int(self.answers * 0.9)))
+                # Each kind of call is disturbed as often as the others, however many there are of it.
+                phase = chance.randrange(len(self.phases) - 1)
+                first, last = self.phases[phase : phase + 2]
+                durable.await_answers(int(chance.uniform(first + 20, first + (last - first) * 0.9)))
                 require(durable.process.poll() is None, "the run had ended before anything happened")
                 happened = FAULTS[fault](scene)
                 time.sleep(chance.uniform(0.0, 1.0))
@@ -252,6 +258,9 @@ class Theatre:
             run.finish(durable.process, (3,), seconds=self.durable.seconds * 2 + LIMIT_S)
             report = chaos_test.read_to_end(sql, LIMIT_S, f"the run of SQL ({happened.what})")
             ended = time.monotonic() - began
+            if fault == "disk":
+                full = self.fleet.name_of(self.fleet.small_disk) not in self.fleet.members()
+                require(full, "nobody noticed that the disk is full")
         finally:
             for undo in scene.undo:
                 undo()

@@ -3,6 +3,7 @@ on, what was cut off is joined again, and what was killed may be started again.
 """
 
 import collections
+import errno
 import os
 import random
 import signal
@@ -163,17 +164,15 @@ def disk(scene: Scene) -> Happened:
     fleet, began = scene.fleet, time.monotonic()
     folder = fleet.work(fleet.small_disk).parent
     ballast = folder / "ballast"
-    # Filled with data: a file of zeros with a hole in it takes no room.
-    room = os.statvfs(folder)
-    with ballast.open("wb") as file:
+    scene.undo.append(lambda: ballast.unlink(missing_ok=True))
+    # Filled with data, a block at a time: a file with a hole in it takes no room.
+    with ballast.open("wb", buffering=0) as file:
         try:
-            for _ in range(room.f_bavail * room.f_frsize // 65536 + 2):
-                file.write(b"\xa5" * 65536)
-                file.flush()
-        except OSError:
-            pass
+            while file.write(b"\xa5" * 4096):
+                pass
+        except OSError as error:
+            require(error.errno == errno.ENOSPC, f"the disk cannot be filled: {error}")
     require(os.statvfs(folder).f_bavail == 0, "the disk is not full")
-    scene.undo.append(ballast.unlink)
     return _happened(f"filled the disk of {fleet.small_disk}", began)
 
 

@@ -228,7 +228,7 @@ class Fleet:
 
     def members(self) -> set[str]:
         """Executors that the scheduler believes to be there and to take work."""
-        return {own["name"] for own in self.status()["executors"] if not own["draining"]}
+        return {own["name"] for own in self.status()["executors"] if not own["draining"] and not own["closed"]}
 
     def send(self, name: str, what: signal.Signals) -> None:
         """A signal to a process."""

@@ -224,7 +224,7 @@ fn times_without_a_text_are_errors_and_no_values() {
     }
     scratch.run(&flow("out.json", "arrow_cast(value, 'Timestamp(Microsecond, None)')")).ok();
     let text = std::fs::read_to_string(scratch.path("out.json")).unwrap();
-    assert_eq!(text.lines().next(), Some("{\"value\":0,\"t\":\"1970-01-01T00:00:00\"}"));
+    assert!(text.lines().any(|line| line == "{\"value\":0,\"t\":\"1970-01-01T00:00:00\"}"), "{text}");
 }
 
 /// Runs `flow.yaml` with this text and a memory of 200 MB; gives the most memory that the process had, in bytes.

@@ -316,7 +316,7 @@ fn whole_numbers_of_json_are_exact_or_refused() {
     // Beyond the rows that say what columns are, and large enough to be read by several tasks.
     let mut lines = String::new();
     for id in 0..300_000_i64 {
-        lines.push_str(&format!("{{\"id\": {}, \"deep\": {{\"list\": [{id}, {id}.0]}}}}\n", i64::MAX - id));
+        lines.push_str(&format!("{{\"id\": {}, \"deep\": {{\"list\": [{id}, {id}]}}}}\n", i64::MAX - id));
     }
     scratch.write("a.json", &lines);
     let sum = "SELECT count(*) AS n, min(id) AS low, max(id) AS high, sum(deep['list'][2]) AS sum FROM t";

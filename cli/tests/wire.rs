@@ -7,8 +7,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use arrow::datatypes::{DataType, Field, Schema};
 use futures::StreamExt as _;
-use rowmill_wire::calls::{Ask, ClientMessage, OpenStep, Tell, attempts};
+use rowmill_wire::calls::{Ask, ClientMessage, OpenStep, Tell, attempts, write_schema};
 use rowmill_wire::handshake::{Handshake, Token};
 
 use crate::cluster::sorted;
@@ -149,7 +150,7 @@ fn no_secret_travels_between_processes() {
 name: tapped
 sources: {keys: {path: keys.csv}}
 steps:
-  counted: {sql: 'SELECT kind, count(*) AS counted_here, max(value) AS value FROM keys GROUP BY kind'}
+  counted: {sql: 'SELECT kind, max(value) AS value FROM keys GROUP BY kind'}
   called:
     http: {from: keys, connection: api, path: '/item/{value}', response: {answer: {json: /answer, type: int64}}}
     on_error: dead_letter
@@ -172,7 +173,7 @@ sinks:
     }
     assert!(service.shown().iter().any(|line| line.contains(CANARY)), "the service was shown the secret");
     // Plans, calls and what came back went through here.
-    for part in ["counted_here", "keys.csv", "/item/", "no item for"] {
+    for part in ["max(keys.value)", "keys.csv", "/item/", "no item for"] {
         assert!(tapped.holds(part), "{part} was not recorded");
     }
     for form in FORMS {
@@ -194,7 +195,7 @@ fn an_executor_loads_no_functions_that_are_sent_to_it() {
 name: sent
 sources: {rows: {range: {end: 1}}}
 steps:
-  evil: {python: {from: rows, function: '__program__:evil', output: {x: int64}}}
+  evil: {python: {from: rows, function: '__program__:evil', reads: [value], output: {x: int64}}}
 sinks: {out: {from: evil, path: out.csv}}
 ";
         let open = OpenStep {
@@ -203,6 +204,8 @@ sinks: {out: {from: evil, path: out.csv}}
             class: "io".to_owned(),
             in_flight: 1,
             base: tapped.scratch.path("").display().to_string(),
+            input: write_schema(&Schema::new(vec![Field::new("value", DataType::Int64, false)])).unwrap(),
+            output: write_schema(&Schema::new(vec![Field::new("x", DataType::Int64, true)])).unwrap(),
             ..OpenStep::default()
         };
         let asks = futures::stream::iter([ClientMessage { ask: Some(Ask::Open(open)) }]);
@@ -216,7 +219,7 @@ sinks: {out: {from: evil, path: out.csv}}
     });
     let Some(Tell::Refused(refused)) = answer else { panic!("{answer:?}") };
     let why = format!("{refused:?}");
-    assert!(why.contains("evil"), "{why}");
+    assert!(why.contains("`evil` lives in the program"), "{why}");
 }
 
 #[test]

@@ -110,7 +110,7 @@ async fn a_second_executor_under_one_id_is_refused() {
     assert_eq!(executors.len(), 1);
     assert!(executors[0].address.ends_with(&format!(":{}", first.metadata.port)), "{executors:?}");
     // Whoever says again who he is goes on, and so does the next one under a name of its own.
-    register(&first.channel, &first.metadata).await.unwrap();
+    beat(&first.channel, &first.metadata).await.unwrap();
     register(&second.channel, &second.metadata).await.unwrap();
     assert_eq!(scheduler.executors().await.len(), 2);
 }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use arrow_flight::flight_service_client::FlightServiceClient;
 use ballista_core::serde::protobuf::action::ActionType;
 use ballista_core::serde::protobuf::executor_grpc_client::ExecutorGrpcClient;
+use ballista_core::serde::protobuf::scheduler_grpc_client::SchedulerGrpcClient;
 use ballista_core::serde::protobuf::{
-    Action, FetchPartition, LaunchMultiTaskParams, RemoveJobDataParams, StopExecutorParams,
+    Action, ExecutorStoppedParams, FetchPartition, LaunchMultiTaskParams, RemoveJobDataParams, StopExecutorParams,
 };
 use datafusion::execution::context::SessionContext;
 use futures::StreamExt as _;
@@ -196,12 +197,15 @@ async fn plans_and_messages_that_are_too_large_are_refused_and_nothing_else_suff
     let _executor = Process::start(&scheduler, &["cpu", "io"]);
     let context = session().await;
     let channel = handshake().connect(&scheduler.address().to_string(), |endpoint| endpoint).await.unwrap();
-    // More than a plan may have, and more than a message.
-    for (bytes, code) in [(40 << 20, Code::InvalidArgument), (80 << 20, Code::OutOfRange)] {
-        let large = SubmitRequest { plan: vec![7; bytes], class: "cpu".to_owned(), ..SubmitRequest::default() };
-        let refused = jobs::submit(channel.clone(), large).await.map(drop).unwrap_err();
-        assert_eq!(refused.code(), code, "{bytes}: {refused}");
-    }
+    // More than a plan may have.
+    let large = SubmitRequest { plan: vec![7; 40 << 20], class: "cpu".to_owned(), ..SubmitRequest::default() };
+    let refused = jobs::submit(channel.clone(), large).await.map(drop).unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert!(refused.message().contains("a message holds"), "{refused}");
+    // More than a message, from somebody who keeps to no limit.
+    let large = ExecutorStoppedParams { reason: "x".repeat(80 << 20), ..ExecutorStoppedParams::default() };
+    let mut client = SchedulerGrpcClient::new(channel.clone()).max_encoding_message_size(usize::MAX);
+    assert_eq!(client.executor_stopped(large).await.map(drop).unwrap_err().code(), Code::OutOfRange);
     let garbage = SubmitRequest { plan: vec![7; 1 << 10], class: "cpu".to_owned(), ..SubmitRequest::default() };
     let refused = match jobs::submit(channel.clone(), garbage).await {
         Err(status) => status,

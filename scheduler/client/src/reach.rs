@@ -192,8 +192,9 @@ impl Cluster {
     /// A scheduler did not do what it was asked, or stopped doing it: what that means, and the next is another.
     pub(crate) fn unanswered(&self, address: &Arc<str>, status: &Status) -> ConnectError {
         match Standby::read(status) {
+            // It answers, and may lead later.
             Some(standby) => {
-                self.lose(address);
+                self.forget(address);
                 ConnectError::Silent(self.inner.schedulers.lock().stands_by(address, &standby))
             }
             None => {
@@ -205,12 +206,17 @@ impl Cluster {
 
     /// A scheduler is gone, or gives no sign of life.
     pub(crate) fn lose(&self, address: &Arc<str>) {
+        self.forget(address);
+        self.inner.schedulers.lock().silent(address);
+    }
+
+    /// A scheduler is not the one to ask.
+    fn forget(&self, address: &Arc<str>) {
         let mut found = self.inner.found.lock();
         // Somebody may have found another one meanwhile.
         if found.as_ref().is_some_and(|(known, _)| known == address) {
             found.take();
         }
-        self.inner.schedulers.lock().silent(address);
     }
 
     /// Waits for what a scheduler says. Why it is not waited for any more, when it is silent for too long; where there are
@@ -358,6 +364,16 @@ mod tests {
             roles.iter().map(|own| own.role.as_ref().is_ok_and(|role| role.leads)).collect::<Vec<_>>(),
             [false, false, true]
         );
+    }
+
+    #[tokio::test]
+    async fn one_that_stood_by_is_gone_to_when_it_leads() {
+        let cluster = cluster(&["a:1", "b:1", "c:1"]);
+        let (first, second): (Arc<str>, Arc<str>) = ("a:1".into(), "b:1".into());
+        cluster.unanswered(&first, &standby(Some("b:1")));
+        let said = cluster.unanswered(&second, &standby(Some("a:1"))).to_string();
+        assert!(said.contains("a:1 leads"), "{said}");
+        assert_eq!(cluster.inner.schedulers.lock().order(), ["a:1", "c:1", "b:1"]);
     }
 
     #[tokio::test]

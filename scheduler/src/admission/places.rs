@@ -471,7 +471,7 @@ mod tests {
     #[test]
     fn a_partition_that_asks_for_memory_takes_the_slots_that_have_it() {
         let desk = Arc::new(Desk::new(AdmissionOptions::default()));
-        let (heavy, plain) = (enter(&desk, ""), enter(&desk, ""));
+        let [half, most, all, plain] = [(); 4].map(|()| enter(&desk, ""));
         let large = Executor { memory_bytes: 64 << 30, ..executor("large", "cpu", 4) };
         let executors = [executor("small", "cpu", 4), large];
         let asking = |place: &Place, job: &str, memory_bytes: u64| Stage {
@@ -479,18 +479,18 @@ mod tests {
             ..stage(place, job, 10)
         };
         // Half of the small one's memory: two at a time there, and as many on the other, whatever that has.
-        let grants = desk.place(&executors, &[], &[asking(&heavy, "heavy", 2 << 30)], Strategy::default());
-        assert_eq!(given(&grants, "heavy"), 4, "{grants:?}");
+        let grants = desk.place(&executors, &[], &[asking(&half, "half", 2 << 30)], Strategy::default());
+        assert_eq!(given(&grants, "half"), 4, "{grants:?}");
         desk.unused(grants.into_values().flatten().map(|(_, reservation)| reservation));
         // More than the small one has.
-        let grants = desk.place(&executors, &[], &[asking(&heavy, "heavy", 16 << 30)], Strategy::default());
+        let grants = desk.place(&executors, &[], &[asking(&most, "most", 16 << 30)], Strategy::default());
         let places: Vec<&String> = grants.values().flatten().map(|(name, _)| name).collect();
         assert_eq!(places, ["large"; 4]);
         desk.unused(grants.into_values().flatten().map(|(_, reservation)| reservation));
         // More than anybody has waits for somebody, and keeps nobody from the slots.
-        let stages = [asking(&heavy, "heavy", 65 << 30), stage(&plain, "plain", 20)];
+        let stages = [asking(&all, "all", 65 << 30), stage(&plain, "plain", 20)];
         let grants = desk.place(&executors, &[], &stages, Strategy::default());
-        assert_eq!((given(&grants, "heavy"), given(&grants, "plain")), (0, 8));
+        assert_eq!((given(&grants, "all"), given(&grants, "plain")), (0, 8));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Chunk files: Arrow IPC, written under attempt-unique names, synced before anybody hears of them.
 //!
-//! A disk may give back other bytes than were written, and Arrow's reader would take them for values. So the end of the
-//! file holds a checksum of what stands before it, which is compared before anything is read.
+//! A disk may give back other bytes than were written, and Arrow's reader would take them for values. So behind Arrow's
+//! file stands a checksum of it, which is compared before anything is read.
 
 use std::fmt;
 use std::fs::File;
@@ -26,21 +26,21 @@ use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Par
 use futures::{StreamExt as _, TryStreamExt as _};
 use twox_hash::XxHash64;
 
-/// The entry of the file's end that holds the checksum: XXH64 of the bytes before the end, and how many they are.
-const CHECKSUM: &str = "rowmill.xxh64";
+/// What a file with a checksum ends with. Before it stands XXH64 of everything before that, with the lowest byte first.
+const MARK: &[u8; 8] = b"XXH64.01";
+/// Bytes of the checksum and the mark.
+const TAIL: usize = 16;
 
-/// A file, and what was written to it so far.
+/// A file, and the checksum of what was written to it so far.
 struct Summed {
     file: BufWriter<File>,
     sum: XxHash64,
-    bytes: u64,
 }
 
 impl Write for Summed {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let taken = self.file.write(bytes)?;
         self.sum.write(&bytes[..taken]);
-        self.bytes += taken as u64;
         Ok(taken)
     }
 
@@ -70,7 +70,7 @@ impl ChunkWriter {
         if let Some(folder) = path.parent() {
             create_folder(folder)?;
         }
-        let file = Summed { file: BufWriter::new(File::create(path)?), sum: XxHash64::with_seed(0), bytes: 0 };
+        let file = Summed { file: BufWriter::new(File::create(path)?), sum: XxHash64::with_seed(0) };
         let file = FileWriter::try_new(file, schema)?;
         Ok(ChunkWriter { path: path.to_owned(), rows: 0, file })
     }
@@ -86,11 +86,11 @@ impl ChunkWriter {
 
     /// Ends the file. It and its name are on disk when this returns: only then may a journal speak of it.
     pub(crate) fn finish(mut self) -> Result<ChunkFile, ArrowError> {
-        let written = self.file.get_ref();
-        let checksum = format!("{:016x} {}", written.sum.finish(), written.bytes);
-        self.file.write_metadata(CHECKSUM, checksum);
         self.file.finish()?;
-        let file = self.file.into_inner()?.file.into_inner().map_err(|error| ArrowError::from(error.into_error()))?;
+        let Summed { mut file, sum } = self.file.into_inner()?;
+        file.write_all(&sum.finish().to_le_bytes())?;
+        file.write_all(MARK)?;
+        let file = file.into_inner().map_err(|error| ArrowError::from(error.into_error()))?;
         file.sync_all()?;
         let bytes = file.metadata()?.len();
         if let Some(folder) = self.path.parent() {
@@ -142,15 +142,12 @@ pub(crate) fn read_whole(path: &Path) -> Result<RecordBatch, DataFusionError> {
 fn read_file(path: &Path) -> Result<(SchemaRef, Vec<RecordBatch>), DataFusionError> {
     let read = || {
         let mut file = File::open(path)?;
-        let reader = FileReader::try_new_buffered(file.try_clone()?, None)?;
-        let Some(checksum) = reader.custom_metadata().get(CHECKSUM).cloned() else {
-            // A file of an earlier version.
+        if !is_intact(&mut file)? {
+            // Runs of earlier versions have files without a checksum. Arrow's reader looks for the end of its own.
+            let reader = FileReader::try_new_buffered(file, None)?;
             let schema = reader.schema();
             return Ok((schema, reader.collect::<Result<Vec<_>, ArrowError>>()?));
-        };
-        drop(reader);
-        compare(&mut file, &checksum)?;
-        // The end is not part of the sum: what is read is the stream before it.
+        }
         let start = start_of_stream(&mut file)?;
         file.seek(SeekFrom::Start(start))?;
         let reader = StreamReader::try_new_buffered(file, None)?;
@@ -170,26 +167,32 @@ fn read_file(path: &Path) -> Result<(SchemaRef, Vec<RecordBatch>), DataFusionErr
     })
 }
 
-/// Holds the bytes of a file against the checksum in its end.
-fn compare(file: &mut File, checksum: &str) -> std::io::Result<()> {
-    let changed = || std::io::Error::new(std::io::ErrorKind::InvalidData, "its bytes are not those that were written");
-    let (sum, bytes) = checksum.split_once(' ').ok_or_else(changed)?;
-    let mut left = bytes.parse::<u64>().map_err(|_| changed())?;
+/// Holds the bytes of a file against its checksum; false where it has none.
+///
+/// # Errors
+/// They are not those that were written.
+fn is_intact(file: &mut File) -> std::io::Result<bool> {
+    let length = file.metadata()?.len();
+    let Some(mut left) = length.checked_sub(TAIL as u64) else { return Ok(false) };
+    let mut tail = [0; TAIL];
+    file.seek(SeekFrom::Start(left))?;
+    file.read_exact(&mut tail)?;
+    let (sum, mark) = tail.split_at(TAIL - MARK.len());
+    if mark != MARK {
+        return Ok(false);
+    }
     let mut own = XxHash64::with_seed(0);
     let mut buffer = vec![0; 1 << 18];
     file.rewind()?;
     while left > 0 {
         let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        let read = file.read(&mut buffer[..most])?;
-        if read == 0 {
-            return Err(changed());
-        }
-        own.write(&buffer[..read]);
-        left -= read as u64;
+        file.read_exact(&mut buffer[..most])?;
+        own.write(&buffer[..most]);
+        left -= most as u64;
     }
-    match format!("{:016x}", own.finish()) == sum {
-        true => Ok(()),
-        false => Err(changed()),
+    match own.finish().to_le_bytes() == sum {
+        true => Ok(true),
+        false => Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "its bytes are not those that were written")),
     }
 }
 
@@ -371,14 +374,12 @@ mod tests {
             let mut changed = whole.clone();
             changed[at] ^= 0x10;
             std::fs::write(&path, &changed).unwrap();
-            // Bytes that nobody reads may stand between the end's own parts.
-            let read = std::panic::catch_unwind(|| read_chunk(&path));
-            let Ok(Ok(read)) = read else { continue };
-            assert_eq!(read, vec![batch.clone()], "byte {at} of {}", whole.len());
+            assert!(read_chunk(&path).is_err(), "byte {at} of {}", whole.len());
         }
         for length in 0..whole.len() {
             std::fs::write(&path, &whole[..length]).unwrap();
-            assert!(read_chunk(&path).is_err(), "{length} bytes of {}", whole.len());
+            // All but the checksum is a file as earlier versions wrote them.
+            assert_eq!(read_chunk(&path).is_ok(), length == whole.len() - TAIL, "{length} bytes of {}", whole.len());
         }
     }
 }

@@ -204,11 +204,6 @@ pub(crate) const CSV: Table = Table {
     ],
 };
 
-pub(crate) const RESOURCES: Table = Table {
-    what: "the resources of a step",
-    keys: &[key("class", Shape::OpenWord(CLASSES), "The class of executor; by the step's kind where absent.")],
-};
-
 pub(crate) const SINK: Table = Table {
     what: "a sink",
     keys: &[

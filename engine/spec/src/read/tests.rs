@@ -42,6 +42,27 @@ fn rendered(text: &str) -> String {
 }
 
 #[test]
+fn memory_of_a_step_is_a_size_and_for_sql_alone() {
+    let step = |step: &str| {
+        let text = format!("rowmill: 1\nname: t\nsources: {{rows: {{range: {{end: 9}}}}}}\nsteps:\n  s:\n{step}");
+        parse_yaml("t.yaml", &format!("{text}sinks: {{out: {{from: s, path: out.csv}}}}\n"))
+    };
+    let query = "    sql: SELECT value FROM rows\n";
+    for (memory, bytes) in [("4GiB", 4 << 30), ("300MB", 300_000_000)] {
+        let workflow = step(&format!("{query}    resources: {{memory: {memory}}}\n")).unwrap();
+        assert_eq!(workflow.steps["s"].resources.memory.as_ref().unwrap().value, bytes);
+        let again = workflow.to_yaml().unwrap();
+        assert_eq!(parse_yaml("t.yaml", &again).unwrap().steps["s"].resources.memory.as_ref().unwrap().value, bytes);
+    }
+    for memory in ["much", "0MB", "-1"] {
+        assert!(step(&format!("{query}    resources: {{memory: {memory}}}\n")).is_err(), "{memory}");
+    }
+    let call = "    http: {from: rows, connection: api, path: '/{value}', response: {a: {json: /a, type: int64}}}\n";
+    let reports = step(&format!("{call}    resources: {{memory: 1GB}}\n")).unwrap_err().reports;
+    assert_eq!(reports.iter().map(|report| report.code).collect::<Vec<_>>(), [codes::NOT_APPLICABLE], "{reports:?}");
+}
+
+#[test]
 fn the_example_is_read_whole() {
     let workflow = parse_yaml("flow.yaml", EXAMPLE).unwrap();
     assert_eq!(workflow.name.value, "flight-delays");

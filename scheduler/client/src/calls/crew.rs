@@ -40,7 +40,7 @@ struct Scheduler {
     refused: Option<String>,
     /// Since when, and why, it gives no answer.
     silent: Option<(Instant, String)>,
-    /// Whether it ever named the executors.
+    /// Whether it ever answered this process.
     answered: bool,
     /// How long work waits for executors.
     queue_timeout: Duration,
@@ -95,7 +95,8 @@ impl Crew {
             scheduler: Mutex::new(Scheduler {
                 refused: None,
                 silent: Some((now, "it has not answered yet".to_owned())),
-                answered: false,
+                // Another step, or SQL, may have heard of it: it is waited for as one that went.
+                answered: cluster.inner.answered.load(Ordering::Relaxed),
                 queue_timeout: QUEUE,
             }),
             changed: Notify::new(),
