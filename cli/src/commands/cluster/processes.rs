@@ -1,7 +1,9 @@
 //! The processes of a cluster on this machine, and the record of them: who they are, where they log, whether they live.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -161,8 +163,22 @@ impl Record {
 fn program() -> std::io::Result<(PathBuf, &'static [&'static str])> {
     let program = std::env::current_exe()?;
     let name = program.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let module: &[&str] = if name.starts_with("python") { &["-m", "rowmill"] } else { &[] };
-    Ok((program, module))
+    if !name.starts_with("python") {
+        return Ok((program, &[]));
+    }
+    // A virtual environment's interpreter is a link to another one, which does not know its packages: what counts is the
+    // name by which it was called.
+    let line = fs::read("/proc/self/cmdline").unwrap_or_default();
+    let called = line.split(|byte| *byte == 0).next().unwrap_or_default();
+    let called = PathBuf::from(OsStr::from_bytes(called));
+    let found = match called.components().count() {
+        // As a shell found it.
+        1 => std::env::var_os("PATH").and_then(|path| {
+            std::env::split_paths(&path).map(|folder| folder.join(&called)).find(|file| file.is_file())
+        }),
+        _ => std::path::absolute(&called).ok().filter(|file| file.is_file()),
+    };
+    Ok((found.unwrap_or(program), &["-m", "rowmill"]))
 }
 
 /// Makes the folder, for its owner alone, and a token in it; an older token stays. A folder that holds other things is
