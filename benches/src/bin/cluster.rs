@@ -74,7 +74,7 @@ async fn jobs(folder: &Path) -> Result<Vec<Job>, Error> {
     Session::try_new(SessionOptions::default())?.run(Arc::new(make), &Inputs::default()).await?;
     let job = |name: &'static str, text: &str, rows: usize| -> Result<Job, Error> {
         let workflow =
-            Workflow::builder(name).source_files("t", [path.display().to_string()]).sql("result", text).build()?;
+            Workflow::builder("small").source_files("t", [path.display().to_string()]).sql("result", text).build()?;
         Ok(Job { name, workflow: Arc::new(workflow), rows })
     };
     Ok(vec![

@@ -34,7 +34,7 @@ const EXECUTORS: usize = 2;
 #[derive(Debug, Clone, Parser)]
 struct Arguments {
     /// Folder made by rowmill-tpchgen.
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = ".")]
     data: PathBuf,
     /// The rowmill binary.
     #[arg(long, default_value = "target/release/rowmill")]
